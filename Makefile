@@ -1,0 +1,47 @@
+# make demo   train four methods on real digits with 40 % wrong labels, three seeds, and show the comparison
+# make test   the tests (about ten minutes or less on two cores); make test-slow adds the long ones
+# make lint   ruff, check and format
+# Every target makes what it needs in .venv first. Another interpreter: make PYTHON=python3.12 demo
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= out/demo
+STAMP := $(VENV)/.installed
+
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
+
+.PHONY: demo test test-slow lint format wheel clean help
+help:
+	@sed -n 's/^# //p' Makefile | head -n 4
+
+$(STAMP): requirements.txt setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "auxjax needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Making the environment in $(VENV) (once; some minutes on a slow line) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[experiments,test]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m experiments.compare digits_noise --methods stl,equal,arml,jtds --seeds 0,1,2 --out $(OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m 'not slow' -q
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -q
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+wheel: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info

@@ -1,0 +1,50 @@
+"""What a multi-task model returns, and the linear heads that every model of this package ends with.
+
+A model here is a trunk that turns an input into features `[n, d]`, and one linear head per task on these features.
+Submodules of the trunk have names that begin with "trunk", and the head of task t is named "head_t", so that paths of
+parameters tell them apart: `auxjax.partition.mask_by_path(params, lambda path: "trunk_" in path)` is the trunk.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+from flax import linen as nn
+
+
+class Outputs(NamedTuple):
+    """What a multi-task model returns.
+
+    Attributes:
+      heads: `{task: [n, outputs of the task]}`, before any softmax or other link function.
+      features: `[n, d]`, the shared features that the heads read.
+    """
+
+    heads: dict[str, jax.Array]
+    features: jax.Array
+
+
+def apply_heads(features: jax.Array, heads: Mapping[str, int], *, where: str, dtype=None, param_dtype) -> Outputs:
+    """Adds one linear head per task; call it inside a `compact` method.
+
+    Args:
+      features: `[n, d]`.
+      heads: `{task: number of outputs}`.
+      where: name of the model, for messages.
+      dtype: dtype of the computation, or None for that of features and parameters.
+      param_dtype: dtype in which parameters are made.
+
+    Returns:
+      `Outputs`.
+
+    Raises:
+      ValueError: a number of outputs is not a positive int, or a task's name holds a "/", which separates paths.
+    """
+    outputs = {}
+    for task, size in heads.items():
+        if "/" in task:
+            raise ValueError(f'{where}(heads) has a task {task!r}; a name must not hold a "/", which separates paths.')
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{where}(heads[{task!r}]) is {size!r}; wanted the number of outputs, an int >= 1.")
+        outputs[task] = nn.Dense(size, dtype=dtype, param_dtype=param_dtype, name=f"head_{task}")(features)
+    return Outputs(heads=outputs, features=features)

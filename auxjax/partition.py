@@ -1,0 +1,96 @@
+"""Choosing leaves of a pytree of parameters: by a mask of bools, made by hand or from the leaves' paths.
+
+Task gradients are compared on the shared trunk only, since a head gets gradients from its own task alone. What the
+trunk is, only the model knows: so it is told by a pytree of bools, like the parameters or a prefix of them.
+
+    trunk = mask_by_path(params, lambda path: "trunk" in path)
+    selected, merge = partition(params, trunk)
+    gradient = jax.grad(lambda leaves: loss(merge(leaves)))(selected)         # on the trunk, with the heads held fixed
+
+Masks are static: Python or NumPy bools that are known when a function is traced. They are not the masks of optax,
+which hide leaves from a transformation: here the chosen leaves are taken out, as a list, and put back.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def partition(params, mask) -> tuple[list, Callable[[Sequence], Any]]:
+    """Splits `params` into the chosen leaves and a function that puts leaves in their place.
+
+    `merge(selected)` is `params` again; `merge(others)` is `params` with the chosen leaves replaced.
+
+    Args:
+      params: pytree.
+      mask: pytree of bools like `params`, or a prefix of it (True alone chooses everything).
+
+    Returns:
+      `(selected, merge)`: the list of chosen leaves in the order of `jax.tree.leaves(params)`, and a function of such
+      a list. `merge` holds the leaves that were not chosen.
+
+    Raises:
+      TypeError: a leaf of `mask` is not a bool, or is traced.
+      ValueError: `mask` is no prefix of `params`, or chooses nothing.
+    """
+    where = "partition(mask)"
+    leaves, structure = jax.tree.flatten(params)
+    for flag in jax.tree.leaves(mask):
+        if isinstance(flag, jax.core.Tracer) or not isinstance(flag, bool | np.bool_):
+            raise TypeError(
+                f"{where} has a leaf of type {type(flag).__name__}; wanted Python bools. Build the mask outside of "
+                "the traced function, for instance with mask_by_path."
+            )
+    try:
+        flags = jax.tree.leaves(jax.tree.broadcast(mask, params))
+    except ValueError as error:
+        raise ValueError(
+            f"{where} is neither like params nor a prefix of it: {jax.tree.structure(mask)} against {structure}."
+        ) from error
+    chosen = [i for i, flag in enumerate(flags) if flag]
+    if not chosen:
+        raise ValueError(f"{where} chooses no leaf of params. {_describe_paths(params)}")
+
+    def merge(selected: Sequence):
+        if len(selected) != len(chosen):
+            raise ValueError(f"merge(selected) got {len(selected)} leaves; partition had chosen {len(chosen)}.")
+        merged = list(leaves)
+        for i, leaf in zip(chosen, selected, strict=True):
+            merged[i] = leaf
+        return jax.tree.unflatten(structure, merged)
+
+    return [leaves[i] for i in chosen], merge
+
+
+def mask_by_path(params, predicate: Callable[[str], bool]):
+    """A pytree of bools like `params`: which leaves have a path that `predicate` accepts.
+
+    Args:
+      params: pytree; only its structure is used.
+      predicate: function of the path, keys joined by "/", such as `"params/trunk_0/kernel"`; list positions appear as
+        numbers. For a regular expression pass `lambda path: re.search(pattern, path) is not None`.
+
+    Returns:
+      A pytree of Python bools with the structure of `params`.
+
+    Raises:
+      ValueError: no path is accepted; the message lists the paths there are.
+    """
+    mask = jax.tree.map_with_path(lambda path, _: bool(predicate(_join(path))), params)
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError(f"mask_by_path(predicate) accepts no leaf of params. {_describe_paths(params)}")
+    return mask
+
+
+def _join(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _describe_paths(params, limit: int = 40) -> str:
+    paths = [_join(path) for path, _ in jax.tree.leaves_with_path(params)]
+    if not paths:
+        return "It has no leaves at all."
+    more = f" and {len(paths) - limit} more" if len(paths) > limit else ""
+    return f"Its paths: {', '.join(paths[:limit])}{more}."

@@ -1,0 +1,40 @@
+"""Strict settings for every test: float64 on, no silent promotion, warnings are errors, four CPU devices.
+
+The devices are faked by XLA on one processor, so that the tests of sharding run everywhere.
+"""
+
+import os
+import warnings
+
+# Before jax starts a backend. Tests that need another setting run their code in a process of their own.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_errors():
+    """Turns every warning into an error; third-party deprecations at import time are not ours to mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def ordinary_promotion():
+    """For tests that run optax.adam, whose bias correction mixes an integer count with floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def single_precision():
+    """What a user has by default: float32, ordinary promotion."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
