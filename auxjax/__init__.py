@@ -1,12 +1,21 @@
+"""auxjax: auxiliary learning in JAX, with exact hypergradients.
 
 A model has one primary task that counts and auxiliary tasks that may help it or hurt it. auxjax learns how much of each
 task and of each example to use. What users need is here; everything else is in the modules that these names come from.
 """
 
+from auxjax.hypergrad import BilevelProblem as BilevelProblem
+from auxjax.hypergrad import HypergradInfo as HypergradInfo
+from auxjax.hypergrad import implicit as implicit
 from auxjax.langevin import add_langevin_noise as add_langevin_noise
 from auxjax.langevin import langevin_step as langevin_step
 from auxjax.losses import weighted_loss as weighted_loss
 from auxjax.score_matching import fisher_divergence as fisher_divergence
 from auxjax.score_matching import score_matching_gradient as score_matching_gradient
 from auxjax.simplex import project_simplex as project_simplex
+from auxjax.solvers import SolveInfo as SolveInfo
+from auxjax.solvers import cg as cg
+from auxjax.solvers import dense as dense
+from auxjax.solvers import identity as identity
+from auxjax.solvers import neumann as neumann
 from auxjax.version import __version__ as __version__

@@ -1,0 +1,210 @@
+"""Bilevel problems, and what every hypergradient estimator needs of them.
+
+    min over meta of  outer(params*(meta), meta)      where      field(params*(meta), meta) = 0
+
+The lower level is given by the loss `inner` that it minimises, field = d inner / d params, or by the `update_field`
+that its optimiser follows, which need not be the gradient of anything (weights per module, gated or stop-gradiented
+updates): its Jacobian J = d field / d params is then not symmetric.
+
+Not for: solving the lower level. `params` come from the caller's own training loop.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from auxjax.solvers.base import check_like
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BilevelProblem:
+    """A bilevel problem: an inner loss or an update field, and an outer loss.
+
+    Attributes:
+      inner: `(params, meta, batch) -> scalar`, the loss that `params` minimise. Its mixed derivative is taken by a
+        forward pass through the loss; a loss with `jax.custom_vjp` functions, which have no forward mode, can be given
+        as `update_field=jax.grad(inner)` instead.
+      update_field: `(params, meta, batch) -> pytree like params`, the direction whose negative the lower level follows,
+        zero at its fixed point. Exactly one of `inner` and `update_field`.
+      outer: `(params, meta, batch) -> scalar`, the loss that `meta` minimise.
+      reduce: pytree -> pytree like it, the mean over replicas where each sees a part of the batch, for instance
+        `lambda tree: jax.lax.pmean(tree, "device")` in a pmapped step. It is applied to every gradient, inside every
+        matrix-vector product and to the mixed derivative: all replicas then solve the one global system. Under jit
+        with sharded arrays, and on one device, leave it `None`: the losses are means over the global batch already.
+
+    Raises:
+      TypeError: an attribute is no function.
+      ValueError: both or none of `inner` and `update_field`.
+
+    Batches are any pytrees, or `None` for problems that carry their own data.
+    """
+
+    inner: Callable[[Any, Any, Any], jax.Array] | None = None
+    update_field: Callable[[Any, Any, Any], Any] | None = None
+    outer: Callable[[Any, Any, Any], jax.Array]
+    reduce: Callable[[Any], Any] | None = None
+
+    def __post_init__(self):
+        if (self.inner is None) == (self.update_field is None):
+            came = "none" if self.inner is None else "both"
+            raise ValueError(
+                f"BilevelProblem got {came} of inner= and update_field=; wanted exactly one. Give inner=, a scalar "
+                "loss, or update_field=, the direction of the lower level's update, if that is not a gradient."
+            )
+        for name in ("inner", "update_field", "outer", "reduce"):
+            value = getattr(self, name)
+            optional = name != "outer"
+            if not (callable(value) or (optional and value is None)):
+                raise TypeError(f"BilevelProblem({name}=) wants a function and got {type(value).__name__}.")
+
+
+class HypergradInfo(NamedTuple):
+    """How good a hypergradient is. Everything but `solution` is a scalar array.
+
+    Attributes:
+      relative_residual: `||v - J^T u|| / ||v||` with v the outer gradient in `params`, u the `solution` and J undamped;
+        0 when v = 0.
+      num_matvecs: int32, products with J^T.
+      converged: whether the solver reached its `rtol` on the system it solved, damping included.
+      direct_norm: norm of the outer loss's own gradient in `meta`.
+      implicit_norm: norm of the part that passes through `params`.
+      inner_grad_norm: norm of the field; the hypergradient is exact where it is zero.
+      solution: u, a pytree like `params`; pass it as `init` to start the next solve from it.
+      min_curvature: smallest Rayleigh quotient of J^T that the solver met; negative far from a minimum.
+    """
+
+    relative_residual: jax.Array
+    num_matvecs: jax.Array
+    converged: jax.Array
+    direct_norm: jax.Array
+    implicit_norm: jax.Array
+    inner_grad_norm: jax.Array
+    solution: Any
+    min_curvature: jax.Array | float = 0.0
+
+
+class Level(NamedTuple):
+    """A problem at one point, as a function of the floating leaves of `params` alone.
+
+    Attributes:
+      theta: `params` with `None` in place of every leaf that is not floating (counters, keys).
+      meta: outer variables as arrays.
+      merge: puts the leaves of such a tree back into `params`.
+      reduce: the problem's reduction, the identity by default.
+    """
+
+    theta: Any
+    meta: Any
+    merge: Callable[[Any], Any]
+    reduce: Callable[[Any], Any]
+
+
+def make_level(where: str, problem: BilevelProblem, params, meta) -> Level:
+    """Checks `problem`, `params` and `meta`, and separates what can be differentiated from what cannot.
+
+    Raises:
+      TypeError: no `BilevelProblem`; complex params; a leaf of `meta` that is not floating.
+      ValueError: nothing floating in `params` or nothing at all in `meta`.
+    """
+    if not isinstance(problem, BilevelProblem):
+        raise TypeError(f"{where} wants a BilevelProblem first and got {type(problem).__name__}.")
+    for path, leaf in jax.tree.leaves_with_path(meta):
+        if not _is_float(leaf):
+            raise TypeError(
+                f"{where}: meta has a leaf of type {_describe(leaf)} at {jax.tree_util.keystr(path)!r}; outer "
+                "variables are floating arrays. Close over what is not to be differentiated, or put it in the batch."
+            )
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if jnp.issubdtype(_dtype(leaf), jnp.complexfloating):
+            raise TypeError(f"{where}: params have a complex leaf at {jax.tree_util.keystr(path)!r}; wanted real ones.")
+    theta = jax.tree.map(lambda leaf: jnp.asarray(leaf) if _is_float(leaf) else None, params)
+    for name, tree in (("params", theta), ("meta", meta)):
+        if not jax.tree.leaves(tree):
+            raise ValueError(f"{where}: {name} have no floating leaves; there is nothing to differentiate.")
+
+    def merge(tree):
+        return jax.tree.map(lambda new, old: old if new is None else new, tree, params, is_leaf=_is_none)
+
+    reduce = (lambda tree: tree) if problem.reduce is None else problem.reduce
+    return Level(theta, jax.tree.map(jnp.asarray, meta), merge, reduce)
+
+
+def floating_part(where: str, tree, level: Level):
+    """The leaves of `tree`, a pytree like `params`, in the places of the floating leaves of `params`.
+
+    Raises:
+      ValueError: `tree` has another structure than `params`.
+    """
+    params = level.merge(level.theta)
+    if jax.tree.structure(tree) != jax.tree.structure(params):
+        check_like(where, tree, params, "params")
+    return jax.tree.map(lambda wanted, leaf: None if wanted is None else leaf, level.theta, tree, is_leaf=_is_none)
+
+
+def like_params(tree, level: Level):
+    """A pytree like `params` from one of its floating leaves; zeros in the other places."""
+
+    def fill(new, old):
+        return jnp.zeros(jnp.shape(old), jnp.float32) if new is None and old is not None else new
+
+    return jax.tree.map(fill, tree, level.merge(level.theta), is_leaf=_is_none)
+
+
+def outer_gradients(problem: BilevelProblem, level: Level, batch):
+    """Gradients of the outer loss in `theta` and, at fixed params, in `meta`. Cost: one gradient."""
+
+    def loss(theta, meta):
+        return check_scalar("outer", problem.outer(level.merge(theta), meta, batch))
+
+    return level.reduce(jax.grad(loss, argnums=(0, 1))(level.theta, level.meta))
+
+
+def inner_loss(problem: BilevelProblem, level: Level, batch):
+    """The inner loss as a function `(theta, meta) -> scalar`, checked."""
+    return lambda theta, meta: check_scalar("inner", problem.inner(level.merge(theta), meta, batch))
+
+
+def update_field(problem: BilevelProblem, level: Level, batch):
+    """The update field as a function `(theta, meta) -> pytree like theta`, checked."""
+
+    def field(theta, meta):
+        came = problem.update_field(level.merge(theta), meta, batch)
+        where = "BilevelProblem(update_field=) returned a pytree that"
+        values = floating_part(where, came, level)
+        check_like(where, values, theta, "params")
+        return jax.tree.map(lambda value, leaf: jnp.asarray(value).astype(leaf.dtype), values, theta)
+
+    return field
+
+
+def check_scalar(name: str, value):
+    """Returns a loss as an array, and raises unless it is one floating number."""
+    shapes = jax.tree.map(jnp.shape, value)
+    if jax.tree.structure(value) != jax.tree.structure(0) or shapes != ():
+        raise ValueError(
+            f"BilevelProblem({name}=) returned {shapes if jax.tree.leaves(value) else value!r}; wanted one number of "
+            "shape (). Take the mean over the batch, and leave auxiliary outputs out."
+        )
+    if not _is_float(value):
+        raise TypeError(f"BilevelProblem({name}=) returned a value of type {_describe(value)}; wanted a float.")
+    return value
+
+
+def _is_none(leaf) -> bool:
+    return leaf is None
+
+
+def _is_float(leaf) -> bool:
+    return jnp.issubdtype(_dtype(leaf), jnp.floating)
+
+
+def _dtype(leaf):
+    # Key arrays have dtypes that `result_type` refuses.
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+def _describe(leaf) -> str:
+    return f"{_dtype(leaf)}{list(jnp.shape(leaf))}"

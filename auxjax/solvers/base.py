@@ -1,0 +1,168 @@
+"""What every linear solver shares: the system A x = b on pytrees, its checks, and the report on the solution.
+
+    solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)
+
+`matvec` is a linear function x -> A x of pytrees like `b`. With `damping` d the system solved is (A + d I) x = b. The
+residual in `SolveInfo` is always that of A x = b itself, damping left out, so that solvers and dampings can be
+compared by it. Solvers compute in at least float32 and return `x` in the dtypes of `b`.
+
+Not for: rectangular systems.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from auxjax import tree_math
+from auxjax.random_keys import check_key
+
+
+class SolveInfo(NamedTuple):
+    """Report on one linear solve. All fields are scalar arrays.
+
+    Attributes:
+      relative_residual: `||b - A x|| / ||b||` of the returned `x`, without damping; 0 when b = 0.
+      num_matvecs: int32, all products with A, those for the step size and for the residual included.
+      converged: whether the system that was solved, damping included, has a relative residual of at most `rtol`.
+      min_curvature: smallest Rayleigh quotient `<p, A p> / <p, p>` among the directions p the solver looked at. A
+        negative one proves that A is not positive definite; a positive one proves nothing. 0 when b = 0.
+    """
+
+    relative_residual: jax.Array
+    num_matvecs: jax.Array
+    converged: jax.Array
+    min_curvature: jax.Array | float = 0.0
+
+
+class System(NamedTuple):
+    """One linear system in the solver's precision: one dtype, at least float32, for all leaves.
+
+    Attributes:
+      matvec: `x -> A x`, undamped, in the precision of `b`.
+      b: right-hand side.
+      start: initial guess in the precision of `b`, or `None` for zero.
+      norm: `||b||`, constant under differentiation.
+      restore: casts a solution to the dtypes of the right-hand side that came in.
+    """
+
+    matvec: Callable[[Any], Any]
+    b: Any
+    start: Any
+    norm: jax.Array
+    restore: Callable[[Any], Any]
+
+
+def make_system(where: str, matvec, b, init, key) -> System:
+    """Checks the arguments of a solve and casts them to at least float32.
+
+    Args:
+      where: name of the solver, for messages.
+      matvec: linear function of pytrees like `b`.
+      b: pytree of floating arrays.
+      init: pytree like `b`, or `None`.
+      key: typed PRNG key, or `None`.
+
+    Raises:
+      TypeError: `matvec` is no function, `key` is an old-style key, or `b` has leaves that are not real floats.
+      ValueError: `b` has no leaves, or `init` or `matvec(b)` has another structure or other shapes than `b`.
+    """
+    if not callable(matvec):
+        raise TypeError(f"{where} solve(matvec=) wants a function x -> A x and got {type(matvec).__name__}.")
+    if key is not None:
+        check_key(key, f"{where} solve(key=)")
+    b = jax.tree.map(jnp.asarray, b)
+    leaves = jax.tree.leaves(b)
+    if not leaves:
+        raise ValueError(f"{where} solve(b=) has no leaves; there is nothing to solve.")
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{where} solve(b=) has a leaf of dtype {leaf.dtype}; wanted real floating arrays.")
+    check_like(f"{where} solve(matvec=) returned a pytree that", jax.eval_shape(matvec, b), b, "b")
+    high = tree_math.upcast(b)
+    start = None
+    if init is not None:
+        check_like(f"{where} solve(init=)", init, b, "b")
+        start = tree_math.cast_like(jax.tree.map(jnp.asarray, init), high)
+
+    def product(x):
+        return tree_math.cast_like(matvec(tree_math.cast_like(x, b)), high)
+
+    norm = jax.lax.stop_gradient(tree_math.norm(high))
+    if start is not None:  # the solution for b = 0 is 0, wherever the last one was
+        start = tree_math.select(norm == 0, jax.tree.map(jnp.zeros_like, start), start)
+    return System(product, high, start, norm, lambda x: tree_math.cast_like(x, b))
+
+
+def check_like(what: str, tree, like, name: str) -> None:
+    """Raises ValueError unless `tree` has the structure and the shapes of `like`, which messages call `name`."""
+    came, wanted = jax.tree.structure(tree), jax.tree.structure(like)
+    if came != wanted:
+        raise ValueError(f"{what} has the structure {came}; wanted that of {name}, {wanted}.")
+    pairs = zip(jax.tree.leaves_with_path(like), jax.tree.leaves(tree), strict=True)
+    for (path, leaf), other in pairs:
+        if jnp.shape(other) != jnp.shape(leaf):
+            raise ValueError(
+                f"{what} has a leaf of shape {jnp.shape(other)} at {jax.tree_util.keystr(path)!r}; "
+                f"{name} has {jnp.shape(leaf)} there."
+            )
+
+
+def residual(system: System, x, damping: float):
+    """Residual of the damped system and the undamped product: `(b - A x - damping x, A x)`. Cost: one product."""
+    product = system.matvec(x)
+    plain = tree_math.add_scaled(system.b, -1.0, product)
+    return (tree_math.add_scaled(plain, -damping, x) if damping else plain), product
+
+
+def relative(system: System, size: jax.Array) -> jax.Array:
+    """`size / ||b||`, and 0 when b = 0."""
+    zero = system.norm == 0
+    return jnp.where(zero, jnp.zeros_like(size), size / jnp.where(zero, jnp.ones_like(size), system.norm))
+
+
+def rayleigh(x, product) -> jax.Array:
+    """Rayleigh quotient `<x, A x> / <x, x>`, and 0 when x = 0; safe against underflow of the squares."""
+    size = tree_math.norm(x)
+    safe = jnp.where(size > 0, size, jnp.ones_like(size))
+    direction = tree_math.scale(1.0 / safe, x)
+    return tree_math.vdot(direction, product) / safe
+
+
+def report(system: System, x, damping: float, rtol: float, num_matvecs, min_curvature=None) -> SolveInfo:
+    """Measures a solution with one product and reports on it; `num_matvecs` are those before."""
+    left, product = residual(system, x, damping)
+    plain = tree_math.add_scaled(system.b, -1.0, product)
+    solved = relative(system, tree_math.norm(left))
+    seen = rayleigh(x, product)
+    return make_info(
+        relative(system, tree_math.norm(plain)),
+        jnp.asarray(num_matvecs, jnp.int32) + jnp.int32(1),
+        solved <= rtol,
+        seen if min_curvature is None else jnp.minimum(seen, min_curvature),
+    )
+
+
+def make_info(relative_residual, num_matvecs, converged, min_curvature) -> SolveInfo:
+    """A `SolveInfo` of constants: reports are not differentiated."""
+    info = SolveInfo(relative_residual, jnp.asarray(num_matvecs, jnp.int32), converged, min_curvature)
+    return jax.tree.map(jax.lax.stop_gradient, info)
+
+
+def check_non_negative(where: str, **options) -> None:
+    """Raises ValueError for an option that is negative, not finite or not a number known at trace time."""
+    for name, value in options.items():
+        if isinstance(value, jax.core.Tracer):
+            raise TypeError(f"{where}({name}=) is a traced value; solver options are Python numbers.")
+        if not math.isfinite(value) or value < 0:
+            raise ValueError(f"{where}({name}={value!r}): wanted a finite number >= 0.")
+
+
+def check_count(where: str, name: str, value, least: int) -> None:
+    """Raises unless `value` is a Python integer of at least `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{where}({name}={value!r}): wanted an integer known at trace time.")
+    if value < least:
+        raise ValueError(f"{where}({name}={value}): wanted at least {least}.")

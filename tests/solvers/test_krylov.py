@@ -1,0 +1,190 @@
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from auxjax import cg, dense
+from tests.solvers.systems import spd, symmetric
+
+
+def textbook_cg(matrix, b, rtol, max_steps, inverse=None, start=None):
+    """Conjugate gradients in NumPy: the solution and the number of steps."""
+    apply = (lambda r: r) if inverse is None else (lambda r: inverse @ r)
+    x = np.zeros_like(b) if start is None else np.array(start)
+    r = b - matrix @ x
+    z = apply(r)
+    p, steps = z, 0
+    while np.linalg.norm(r) > rtol * np.linalg.norm(b) and steps < max_steps:
+        gamma = r @ z
+        alpha = gamma / (p @ matrix @ p)
+        x, r = x + alpha * p, r - alpha * matrix @ p
+        z = apply(r)
+        p, steps = z + (r @ z) / gamma * p, steps + 1
+    return x, steps
+
+
+def test_equals_dense_at_convergence():
+    """Regression of a peer: a search direction updated with the old residual is off by 135 %."""
+    system = spd()
+    x, info = cg(max_steps=30, rtol=1e-12)(system.matvec, system.b)
+    exact, _ = dense()(system.matvec, system.b)
+    np.testing.assert_allclose(x, exact, rtol=1e-10)
+    assert info.converged
+
+
+def test_with_damping_solves_the_damped_system():
+    """Regression of a peer: a scale that reached one of two terms only."""
+    system = spd()
+    for damping in (0.1, 0.5, 2.0):
+        x, info = cg(max_steps=30, rtol=1e-12, damping=damping)(system.matvec, system.b)
+        damped = np.linalg.solve(system.matrix + damping * np.eye(len(system.b)), system.b)
+        np.testing.assert_allclose(x, damped, rtol=1e-10)
+        assert info.converged
+        np.testing.assert_allclose(info.relative_residual, system.residual(x), rtol=1e-10)
+
+
+def test_keeps_its_last_step_when_it_stops_by_tolerance():
+    """Regression of a peer: the step that reached the tolerance was dropped."""
+    system = spd()
+    for rtol in (1e-1, 1e-2, 1e-4):
+        expected, _ = textbook_cg(system.matrix, np.asarray(system.b), 0.9 * rtol, 30)
+        x, info = cg(max_steps=30, rtol=rtol)(system.matvec, system.b)
+        np.testing.assert_allclose(x, expected, rtol=1e-10)
+        assert info.converged
+        assert info.relative_residual <= rtol
+
+
+@pytest.mark.parametrize("curvature", [1e-18, 1e-8, 1e8])
+def test_flat_losses_in_single_precision_are_no_breakdown(curvature, single_precision):
+    """Regression of a peer: p'Ap had to exceed a multiple of eps, which flat losses never do."""
+    system = spd()
+    matrix, b = jnp.asarray(system.matrix, jnp.float32), jnp.asarray(system.b, jnp.float32)
+    plain, plain_info = cg(max_steps=6, rtol=0.0)(lambda x: matrix @ x, b)
+    x, info = cg(max_steps=6, rtol=0.0)(lambda x: curvature * (matrix @ x), b)
+    np.testing.assert_allclose(curvature * x, plain, rtol=1e-4)
+    np.testing.assert_allclose(info.relative_residual, plain_info.relative_residual, rtol=1e-3)
+    assert info.num_matvecs == 8
+    x, info = cg(max_steps=30, rtol=1e-4)(lambda x: curvature * (matrix @ x), curvature * b)
+    np.testing.assert_allclose(x, system.solution, rtol=1e-2)
+    assert info.converged
+
+
+@pytest.mark.parametrize("precision", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_counts_the_products_it_made(precision, scale, preconditioned):
+    """jaxopt returns no count; ours is that of a textbook iteration, on any scale and with a preconditioner."""
+    system = symmetric(np.geomspace(0.2, 3, 40))
+    inverse = np.diag(1 / np.diag(system.matrix))
+    matrix, b = scale * jnp.asarray(system.matrix, precision), jnp.asarray(system.b, precision)
+    device_inverse = jnp.asarray(inverse, precision) / scale
+    preconditioner = (lambda r: device_inverse @ r) if preconditioned else None
+    for rtol, max_steps in ((0.3, 200), (0.05, 200), (1e-9, 7)):
+        _, info = cg(max_steps=max_steps, rtol=rtol, preconditioner=preconditioner)(lambda x: matrix @ x, b)
+        _, steps = textbook_cg(
+            system.matrix, np.asarray(system.b), 0.9 * rtol, max_steps, inverse if preconditioned else None
+        )
+        assert info.num_matvecs == steps + 2
+
+
+def test_counting_changes_no_digit():
+    system = spd()
+    for max_steps in (1, 3, 5):
+        x, _ = cg(max_steps=max_steps, rtol=0.0)(system.matvec, system.b)
+        expected, _ = textbook_cg(system.matrix, np.asarray(system.b), 0.0, max_steps)
+        np.testing.assert_allclose(x, expected, rtol=1e-13)
+
+
+def test_warm_start_from_the_solution_needs_no_step():
+    system = spd()
+    x, info = cg(max_steps=30, rtol=1e-9)(system.matvec, system.b, init=jnp.asarray(system.solution))
+    np.testing.assert_allclose(x, system.solution, rtol=1e-12)
+    assert info.num_matvecs == 2
+    assert info.relative_residual < 1e-12
+    near = jnp.asarray(system.solution * 1.001)
+    x, info = cg(max_steps=30, rtol=1e-4)(system.matvec, system.b, init=near)
+    _, steps = textbook_cg(system.matrix, np.asarray(system.b), 0.9e-4, 30, start=near)
+    assert info.num_matvecs == steps + 2
+    assert info.converged
+
+
+def test_breakdown_is_finite_and_reported():
+    """<b, A b> = 0: the first step divides by zero."""
+    matrix = jnp.diag(jnp.asarray([1.0, -1.0]))
+    b = jnp.ones(2)
+    x, info = cg()(lambda x: matrix @ x, b)
+    assert np.all(np.isfinite(x))
+    assert not info.converged
+    np.testing.assert_allclose(info.relative_residual, np.linalg.norm(b - matrix @ x) / np.sqrt(2), rtol=1e-12)
+    start = jnp.asarray([0.5, 0.5])
+    x, info = cg()(lambda x: matrix @ x, b, init=start)
+    assert np.all(np.isfinite(x))
+    zero, info = cg()(lambda x: 0.0 * x, b)
+    assert np.all(np.isfinite(zero))
+    assert not info.converged
+    assert info.relative_residual == 1
+
+
+def test_a_zero_right_hand_side_has_the_zero_solution():
+    system = spd()
+    zero = jnp.zeros_like(system.b)
+    for init in (None, system.b):
+        x, info = cg()(system.matvec, zero, init=init)
+        np.testing.assert_array_equal(x, zero)
+        assert info.relative_residual == 0
+        assert info.converged
+        assert info.num_matvecs == 2
+
+
+def test_vmapped_systems_are_solved_and_counted_one_by_one():
+    systems = [symmetric(np.geomspace(low, 3, 8), seed) for seed, low in enumerate((2.9, 2.0, 0.01))]
+    matrices, rights = jnp.stack([jnp.asarray(s.matrix) for s in systems]), jnp.stack([s.b for s in systems])
+
+    def solve(matrix, b):
+        return cg(max_steps=30, rtol=1e-4)(lambda x: matrix @ x, b)
+
+    x, info = jax.vmap(solve)(matrices, rights)
+    for index, system in enumerate(systems):
+        alone, alone_info = solve(system.matrix, system.b)
+        np.testing.assert_allclose(x[index], alone, rtol=1e-10)
+        assert info.num_matvecs[index] == alone_info.num_matvecs
+    assert len(set(info.num_matvecs.tolist())) == 3
+
+
+def test_derivative_is_that_of_the_linear_system():
+    system = spd()
+
+    def total(solve, scale):
+        x, _ = solve(lambda x: scale * system.matvec(x) + x, scale**2 * system.b)
+        return jnp.sum(x**3)
+
+    def warm(matvec, b):
+        return cg(max_steps=30, rtol=1e-13)(matvec, b, init=100.0 * b)
+
+    by_dense = jax.grad(lambda scale: total(dense(), scale))(0.7)
+    for solve in (cg(max_steps=30, rtol=1e-13), warm):
+        by_cg = jax.grad(lambda scale, solve=solve: total(solve, scale))(0.7)
+        np.testing.assert_allclose(by_cg, by_dense, rtol=1e-9)
+        along = jax.jvp(lambda scale, solve=solve: total(solve, scale), (0.7,), (1.0,))[1]
+        np.testing.assert_allclose(along, by_dense, rtol=1e-9)
+
+
+def test_refuses_options_out_of_range():
+    with pytest.raises(ValueError, match="max_steps"):
+        cg(max_steps=0)
+    with pytest.raises(ValueError, match="damping"):
+        cg(damping=-1.0)
+    with pytest.raises(TypeError, match="preconditioner"):
+        cg(preconditioner=3.0)
+
+
+def test_importing_the_library_leaves_jaxopt_alone_and_making_a_solver_warns_of_nothing():
+    script = (
+        "import sys, warnings; warnings.simplefilter('error'); import auxjax; assert 'jaxopt' not in sys.modules; "
+        "auxjax.cg(); assert 'jaxopt' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
