@@ -4,12 +4,16 @@ A model has one primary task that counts and auxiliary tasks that may help it or
 task and of each example to use. What users need is here; everything else is in the modules that these names come from.
 """
 
+from auxjax import methods as methods
 from auxjax.hypergrad import BilevelProblem as BilevelProblem
 from auxjax.hypergrad import HypergradInfo as HypergradInfo
 from auxjax.hypergrad import implicit as implicit
 from auxjax.langevin import add_langevin_noise as add_langevin_noise
 from auxjax.langevin import langevin_step as langevin_step
 from auxjax.losses import weighted_loss as weighted_loss
+from auxjax.methods.base import Method as Method
+from auxjax.methods.base import TaskLosses as TaskLosses
+from auxjax.methods.base import TaskModel as TaskModel
 from auxjax.score_matching import fisher_divergence as fisher_divergence
 from auxjax.score_matching import score_matching_gradient as score_matching_gradient
 from auxjax.simplex import project_simplex as project_simplex
@@ -18,4 +22,7 @@ from auxjax.solvers import cg as cg
 from auxjax.solvers import dense as dense
 from auxjax.solvers import identity as identity
 from auxjax.solvers import neumann as neumann
+from auxjax.training.state import TrainState as TrainState
+from auxjax.training.step import make_step as make_step
+from auxjax.training.step import task_weights as task_weights
 from auxjax.version import __version__ as __version__

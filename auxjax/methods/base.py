@@ -1,0 +1,240 @@
+"""The interface between a model and a method: neither knows the other.
+
+A user gives per-task, per-example losses (`TaskModel`). A method is three pure functions on the training state
+(`Method`), as an optax transformation is two on the optimiser state. `make_step` puts them together.
+
+    init (context, state, batch, key)                     -> method state
+    inner(context, state, batch, key)                     -> (state, metrics)      one update of params
+    outer(context, state, inner_batch, outer_batch, key)  -> (state, metrics)      one update of meta
+
+Whole states go in and come out because methods differ in what they touch: a weighted loss changes the gradient,
+Langevin sampling replaces the optimiser, a look-ahead runs the optimiser on a copy, a policy samples labels. What they
+share is here: `evaluate` calls the model and checks what it returns, `descend` does one optimiser update,
+`weighted_update` does both for a weighted sum of losses.
+
+Metrics have common names: `loss/<task>` and `weight/<task>` (means over the labelled examples of the batch),
+`outer_loss`, `hypergradient/<field of HypergradInfo>`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from auxjax.losses import masked_mean, weighted_loss
+from auxjax.training.state import TrainState
+
+
+class TaskLosses(NamedTuple):
+    """What a model's loss function returns for one batch.
+
+    Attributes:
+      values: `{task: [n_task]}`, one loss per example and task. Tasks may have batches of different sizes.
+      masks: `{task: bool [n_task]}`, True where the example has a label for the task; tasks left out are
+        fully labelled.
+      features: `[n, d]` output of the shared trunk, or `{task: [n_task, d]}`, for methods that look at it (JTDS).
+      state: the model's new state (BatchNorm statistics), `None` for a model without any.
+    """
+
+    values: Mapping[str, jax.Array]
+    masks: Mapping[str, jax.Array] | None = None
+    features: Any = None
+    state: Any = None
+
+
+class TaskModel(NamedTuple):
+    """A model as a method sees it. With model state, every function takes it as one more, last argument.
+
+    Attributes:
+      losses: `(params, batch, key) -> TaskLosses`.
+      primary: name of the task that counts.
+      trunk: which leaves of `params` the tasks share: a predicate on the path of a leaf, such as
+        `lambda path: "trunk" in path`, a pytree of bools like `params`, or `None` for all of them.
+      soft_label_loss: `(params, batch, labels, key) -> [n]`, the auxiliary head's loss against given soft labels
+        `[n, classes]`, for methods that generate labels.
+      feature_loss: `(params, features, labels) -> [n]`, the loss of given features and labels, for methods that
+        generate both.
+    """
+
+    losses: Callable[..., TaskLosses]
+    primary: str
+    trunk: Any = None
+    soft_label_loss: Callable[..., jax.Array] | None = None
+    feature_loss: Callable[..., jax.Array] | None = None
+
+
+class Context(NamedTuple):
+    """What stays fixed over a run: the model, the inner optimiser and how replicas average.
+
+    Attributes:
+      model: a `TaskModel`.
+      optimizer: the inner optimiser, an optax transformation; methods may call it on copies (look-ahead).
+      reduce: pytree -> pytree, applied to every gradient and inside every matrix-vector product. The identity under
+        jit and sharding; a mean over replicas inside a pmapped step.
+    """
+
+    model: TaskModel
+    optimizer: optax.GradientTransformationExtraArgs
+    reduce: Callable[[Any], Any] = lambda tree: tree
+
+
+class Method(NamedTuple):
+    """A method of auxiliary learning.
+
+    Attributes:
+      init: `(context, state, batch, key) -> method state`; `state.method` is still `()`.
+      inner: `(context, state, batch, key) -> (state, metrics)`, one update of `state.params`. The step counter and
+        the PRNG key of the state are the caller's to change.
+      outer: `(context, state, inner_batch, outer_batch, key) -> (state, metrics)`, one update of `state.method`, or
+        `None` for methods without an outer level. It leaves `state.model_state` alone.
+      weights: `(context, state, batch, key) -> {task: scalar or [n_task]}`, the weights the method gives this batch,
+        to look at; `None` for methods that have none.
+    """
+
+    init: Callable[..., Any]
+    inner: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    outer: Callable[..., tuple[TrainState, dict[str, jax.Array]]] | None = None
+    weights: Callable[..., dict[str, jax.Array]] | None = None
+
+
+def evaluate(model: TaskModel, params, model_state, batch, key) -> TaskLosses:
+    """Calls the model's loss function and checks, at trace time, what came back.
+
+    Args:
+      model: a `TaskModel`.
+      params: inner variables.
+      model_state: the model's state, passed on as a fourth argument unless it is `None`.
+      batch: any pytree.
+      key: typed PRNG key.
+
+    Returns:
+      The model's `TaskLosses`. Without a new model state in it, `state` is the one that went in.
+
+    Raises:
+      TypeError: not a `TaskLosses`.
+      ValueError: no primary task, a loss that is not one number per example, masks or features that do not fit.
+    """
+    arguments = (params, batch, key) if model_state is None else (params, batch, key, model_state)
+    out = model.losses(*arguments)
+    _check_losses(out, model.primary)
+    return out if out.state is not None else out._replace(state=model_state)
+
+
+def _check_losses(out, primary: str) -> None:
+    if not isinstance(out, TaskLosses):
+        raise TypeError(
+            f"TaskModel.losses must return auxjax.TaskLosses and returned {type(out).__name__}. "
+            "Wrap the per-example losses: TaskLosses({'task': losses_of_shape_n})."
+        )
+    if not isinstance(out.values, Mapping) or not out.values:
+        raise ValueError("TaskLosses.values must be a dict {task: [n_task] losses} with at least one task.")
+    if primary not in out.values:
+        raise ValueError(
+            f"TaskModel.primary is {primary!r}, and TaskLosses.values has the tasks {sorted(out.values)}. "
+            "Name one of them, or return the primary task's losses under that name."
+        )
+    for task, value in out.values.items():
+        shape = jnp.shape(value)
+        if len(shape) != 1 or shape[0] == 0:
+            raise ValueError(
+                f"TaskLosses.values[{task!r}] has shape {shape}; wanted [n], one loss per example, n >= 1. "
+                "Return the losses before any mean over the batch."
+            )
+        if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise ValueError(f"TaskLosses.values[{task!r}] has dtype {jnp.result_type(value)}; losses are floating.")
+    for task, mask in (out.masks or {}).items():
+        if task not in out.values:
+            raise ValueError(f"TaskLosses.masks has the task {task!r}; the losses have {sorted(out.values)}.")
+        if jnp.shape(mask) != jnp.shape(out.values[task]) or jnp.result_type(mask) != jnp.bool_:
+            raise ValueError(
+                f"TaskLosses.masks[{task!r}] is {jnp.result_type(mask)}{list(jnp.shape(mask))}; wanted "
+                f"bool{list(jnp.shape(out.values[task]))}, True where the example has a label."
+            )
+
+
+def auxiliary_tasks(out: TaskLosses, primary: str) -> list[str]:
+    """The auxiliary tasks in the order every method uses: sorted by name, the primary left out."""
+    return sorted(task for task in out.values if task != primary)
+
+
+def mask_of(out: TaskLosses, task: str):
+    """The task's label mask, or `None` where every example is labelled."""
+    return (out.masks or {}).get(task)
+
+
+def mean_losses(out: TaskLosses) -> dict[str, jax.Array]:
+    """`{task: scalar}`, the mean loss over the labelled examples of each task (0 where there are none)."""
+    return {task: masked_mean(value, mask_of(out, task)) for task, value in out.values.items()}
+
+
+def loss_shapes(context: Context, state: TrainState, batch, key) -> TaskLosses:
+    """Shapes and dtypes of the losses, without computing them; checks them on the way."""
+    model = context.model
+    return jax.eval_shape(lambda p, s, b, k: evaluate(model, p, s, b, k), state.params, state.model_state, batch, key)
+
+
+def descend(context: Context, state: TrainState, grads, model_state) -> TrainState:
+    """One update of the inner optimiser: `params + optimizer.update(reduce(grads))`.
+
+    Args:
+      context: model, optimiser and reduction.
+      state: training state; its params and optimiser state change.
+      grads: pytree like `state.params`, a gradient or any other update field.
+      model_state: the model's new state.
+    """
+    updates, opt_state = context.optimizer.update(context.reduce(grads), state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state._replace(params=params, opt_state=opt_state, model_state=model_state)
+
+
+def weighted_gradient(context: Context, state: TrainState, batch, key, weights_of):
+    """Gradient of `sum_k mean_i w_ik l_ik` in the params, the weights held fixed.
+
+    Args:
+      context: model, optimiser and reduction.
+      state: training state.
+      batch: any pytree.
+      key: typed PRNG key.
+      weights_of: `TaskLosses -> {task: scalar or [n_task]}`; called on stop-gradiented losses and features.
+
+    Returns:
+      `(grads, losses, weights)`: the gradient, the `TaskLosses` it came from and the weights used.
+      Cost: one gradient.
+    """
+
+    def loss(params):
+        out = evaluate(context.model, params, state.model_state, batch, key)
+        weights = weights_of(jax.lax.stop_gradient(out))
+        return weighted_loss(out.values, weights, masks=out.masks), (out, weights)
+
+    grads, (out, weights) = jax.grad(loss, has_aux=True)(state.params)
+    return grads, out, weights
+
+
+def weighted_update(context: Context, state: TrainState, batch, key, weights_of):
+    """One inner update on a weighted sum of losses: `weighted_gradient`, then `descend`.
+
+    Returns:
+      `(state, metrics)`.
+    """
+    grads, out, weights = weighted_gradient(context, state, batch, key, weights_of)
+    return descend(context, state, grads, out.state), loss_metrics(out, weights)
+
+
+def loss_metrics(out: TaskLosses, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """`loss/<task>` and `weight/<task>`: means over the labelled examples; a task without a weight has weight 0."""
+    metrics = {f"loss/{task}": value for task, value in mean_losses(out).items()}
+    for task, value in out.values.items():
+        weight = jnp.asarray(weights.get(task, 0.0), value.dtype)
+        metrics[f"weight/{task}"] = masked_mean(jnp.broadcast_to(weight, value.shape), mask_of(out, task))
+    return metrics
+
+
+def constant_weights(weights: Mapping[str, jax.Array], out: TaskLosses) -> dict[str, jax.Array]:
+    """`{task: [n_task]}` from scalar weights, 0 for tasks without one: what `Method.weights` returns."""
+    return {
+        task: jnp.broadcast_to(jnp.asarray(weights.get(task, 0.0), value.dtype), value.shape)
+        for task, value in out.values.items()
+    }

@@ -1,0 +1,245 @@
+"""JTDS: a scheduler that weighs every example of every task by its task, its features and its loss.
+
+    w_ik = s(alpha_k) * s(P_k . c_i) * sigmoid(a_k z_ik + b_k)
+
+alpha_k says how much task k is worth, the prototype P_k which features c_i (the trunk's output) it learns from, and the
+loss filter a_k, b_k which losses z_ik are believed: under label noise it learns to fall. The primary task is weighed,
+too. That is O(d K) numbers instead of one per example and task. Two levels:
+
+    inner   theta <- theta - lr * sum_k mean_i w_ik grad l_ik(theta)       weights held fixed
+    outer   min_phi L_dev(theta*(phi)),   phi = {alpha, P, a, b},          by implicit differentiation
+
+Reference: Chen, Wang, Guan, Liu, Zhu, 2022, Auxiliary Learning with Joint Task and Data Scheduling, ICML.
+Not here: the free table of weights, one per example and task, that the paper compares with (N-JTDS).
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from auxjax.hypergrad import BilevelProblem, implicit
+from auxjax.losses import masked_mean, weighted_loss
+from auxjax.methods import base
+from auxjax.precision import accumulation_dtype
+from auxjax.solvers import neumann
+
+
+class TaskSchedule(NamedTuple):
+    """The scheduler's parameters for one task.
+
+    Attributes:
+      importance: scalar, alpha_k.
+      prototype: `[d]`, P_k, compared with the trunk's features.
+      slope: scalar, a_k of the loss filter; negative means that high losses are distrusted.
+      offset: scalar, b_k of the loss filter.
+    """
+
+    importance: jax.Array
+    prototype: jax.Array
+    slope: jax.Array
+    offset: jax.Array
+
+
+class JtdsState(NamedTuple):
+    """State of JTDS.
+
+    Attributes:
+      schedule: `{task: TaskSchedule}`, the outer variables phi.
+      opt_state: state of their optimiser.
+      solution: solution of the last linear system, a pytree like the params, or `()` without warm starts.
+    """
+
+    schedule: dict[str, TaskSchedule]
+    opt_state: Any
+    solution: Any
+
+
+def jtds(
+    *,
+    outer_optimizer: optax.GradientTransformation | None = None,
+    hypergradient=None,
+    activation: str = "sigmoid",
+    standardise: bool = True,
+    schedule_primary: bool = True,
+    jacobian: str = "held_fixed",
+    warm_start: bool = False,
+) -> base.Method:
+    """Joint task and data scheduling.
+
+    Args:
+      outer_optimizer: optimiser of the scheduler; `optax.adam(1e-2)` by default. The authors' code uses SGD with
+        momentum on a hypergradient that lacks the Neumann series' leading step size and is clipped at norm 10; ours has
+        its true scale, which calls for an optimiser that does not depend on it.
+      hypergradient: an estimator such as `implicit(neumann(3))`, the default: the paper's four terms, but with a step
+        size fitted to the curvature. (The authors' step of 1e-4 leaves the Hessian without effect.)
+      activation: s for the task and feature factors: "sigmoid" (the paper; weights below 1) or "softplus" (the
+        authors' code; unbounded above).
+      standardise: give the loss filter losses with mean 0 and variance 1 over the labelled examples of the batch.
+        Without it the filter has to follow the scale of the losses as training goes on and can end with the wrong sign.
+      schedule_primary: weigh the primary task's examples, too; False gives them all weight 1.
+      jacobian: "held_fixed" differentiates the inner update as the paper does, the weights constants in it.
+        "exact" also counts how the weights change with the params through losses and features: the field is then no
+        gradient, and the system is solved with its transpose.
+      warm_start: start each linear solve from the last solution; costs the memory of one copy of the params.
+
+    Returns:
+      A `Method`. Inner update: one gradient. Outer update: one gradient of the dev loss, the solver's matrix-vector
+      products, and one forward-mode pass of the per-example losses for all weights at once. The dev loss is the mean
+      primary loss on the outer batch. The model must return `features`.
+
+    Raises:
+      ValueError: an unknown option; a model without features (when the state is made).
+    """
+    if activation not in ("sigmoid", "softplus"):
+        raise ValueError(f"jtds(activation={activation!r}): wanted 'sigmoid' or 'softplus'.")
+    if jacobian not in ("held_fixed", "exact"):
+        raise ValueError(f"jtds(jacobian={jacobian!r}): wanted 'held_fixed' or 'exact'.")
+    options = _Options(
+        optimizer=optax.adam(1e-2) if outer_optimizer is None else outer_optimizer,
+        estimator=implicit(neumann(3)) if hypergradient is None else hypergradient,
+        squash={"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}[activation],
+        standardise=standardise,
+        schedule_primary=schedule_primary,
+        exact=jacobian == "exact",
+        warm_start=warm_start,
+    )
+
+    def inner(context, state, batch, key):
+        schedule = state.method.schedule
+        return base.weighted_update(
+            context, state, batch, key, lambda out: _weights_of(options, context, schedule, out)
+        )
+
+    def weights(context, state, batch, key):
+        out = base.evaluate(context.model, state.params, state.model_state, batch, key)
+        return base.constant_weights(_weights_of(options, context, state.method.schedule, out), out)
+
+    return base.Method(partial(_init, options), inner, partial(_outer, options), weights)
+
+
+class _Options(NamedTuple):
+    optimizer: optax.GradientTransformation
+    estimator: Callable
+    squash: Callable
+    standardise: bool
+    schedule_primary: bool
+    exact: bool
+    warm_start: bool
+
+
+def _init(options, context, state, batch, key):
+    out = base.loss_shapes(context, state, batch, key)
+    tasks = sorted(out.values) if options.schedule_primary else base.auxiliary_tasks(out, context.model.primary)
+    if not tasks:
+        raise ValueError("jtds(schedule_primary=False) has nothing to schedule: the model has no auxiliary task.")
+    schedule = {
+        task: _init_schedule(jax.random.fold_in(key, index), _features_of(out, task))
+        for index, task in enumerate(tasks)
+    }
+    solution = jax.tree.map(jnp.zeros_like, state.params) if options.warm_start else ()
+    return JtdsState(schedule, options.optimizer.init(schedule), solution)
+
+
+def _weights_of(options, context, schedule, out):
+    weights = {} if options.schedule_primary else {context.model.primary: 1.0}
+    for task, part in schedule.items():
+        losses = out.values[task].astype(part.importance.dtype)
+        features = _features_of(out, task).astype(part.importance.dtype)
+        filtered = standardised(losses, base.mask_of(out, task)) if options.standardise else losses
+        believed = jax.nn.sigmoid(part.slope * filtered + part.offset)
+        weights[task] = options.squash(part.importance) * options.squash(features @ part.prototype) * believed
+    return weights
+
+
+def _problem(options, context, model_state, key) -> BilevelProblem:
+    """JTDS as a bilevel problem in the params and the schedule."""
+    model = context.model
+
+    def evaluate(params, batch):
+        return base.evaluate(model, params, model_state, batch, key)
+
+    def inner_loss(params, schedule, batch):
+        out = evaluate(params, batch)
+        weights = _weights_of(options, context, schedule, jax.lax.stop_gradient(out))
+        return weighted_loss(out.values, weights, masks=out.masks)
+
+    def update_field(params, schedule, batch):
+        weights = _weights_of(options, context, schedule, evaluate(params, batch))
+
+        def loss(variables):
+            out = evaluate(variables, batch)
+            return weighted_loss(out.values, weights, masks=out.masks)
+
+        return jax.grad(loss)(params)
+
+    def outer_loss(params, schedule, batch):
+        del schedule
+        out = evaluate(params, batch)
+        return masked_mean(out.values[model.primary], base.mask_of(out, model.primary))
+
+    inner = {"update_field": update_field} if options.exact else {"inner": inner_loss}
+    return BilevelProblem(**inner, outer=outer_loss, reduce=context.reduce)
+
+
+def _outer(options, context, state, inner_batch, outer_batch, key):
+    previous = state.method
+    problem = _problem(options, context, state.model_state, key)
+    guess = previous.solution if options.warm_start else None
+    gradient, info = options.estimator(
+        problem, state.params, previous.schedule, inner_batch, outer_batch, key=key, init=guess
+    )
+    updates, opt_state = options.optimizer.update(gradient, previous.opt_state, previous.schedule)
+    schedule = optax.apply_updates(previous.schedule, updates)
+    metrics = {
+        "outer_loss": context.reduce(problem.outer(state.params, previous.schedule, outer_batch)),
+        **{f"hypergradient/{name}": getattr(info, name) for name in info._fields if name != "solution"},
+        **{f"slope/{task}": part.slope for task, part in schedule.items()},
+        **{f"offset/{task}": part.offset for task, part in schedule.items()},
+    }
+    solution = info.solution if options.warm_start else ()
+    return state._replace(method=JtdsState(schedule, opt_state, solution)), metrics
+
+
+def standardised(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Losses with mean 0 and variance 1 over the labelled examples; all 0 for one example or equal losses.
+
+    Args:
+      losses: `[n]`.
+      mask: bool `[n]` or `None`; unlabelled examples get 0.
+    """
+    labelled = jnp.ones(losses.shape, bool) if mask is None else mask
+    safe = jnp.where(labelled, losses, jnp.zeros((), losses.dtype))
+    centred = jnp.where(labelled, safe - masked_mean(safe, labelled), jnp.zeros((), losses.dtype))
+    # Under the root: its derivative at 0 is finite, so equal losses do not make NaN in the exact Jacobian.
+    return centred * jax.lax.rsqrt(masked_mean(centred**2, labelled) + 1e-12)
+
+
+def _features_of(out: base.TaskLosses, task: str):
+    features = out.features
+    if isinstance(features, Mapping):
+        features = features.get(task)
+    if features is None:
+        raise ValueError(
+            f"jtds compares the trunk's features with a prototype, and TaskLosses.features has none for task {task!r}. "
+            "Return features=[n, d] (or {task: [n_task, d]}) with the losses."
+        )
+    wanted = out.values[task].shape[0]
+    if len(features.shape) != 2 or features.shape[0] != wanted:
+        raise ValueError(
+            f"TaskLosses.features for task {task!r} has shape {tuple(features.shape)}; wanted [{wanted}, d], one "
+            "row per example of the task."
+        )
+    return features
+
+
+def _init_schedule(key, features) -> TaskSchedule:
+    """The authors' initial values: alpha = 1, P ~ U(-0.05, 0.05), a ~ 0.05 U(0, 1), b = 0."""
+    dtype = accumulation_dtype(features)
+    key_prototype, key_slope = jax.random.split(key)
+    prototype = jax.random.uniform(key_prototype, (features.shape[1],), dtype, -0.05, 0.05)
+    slope = 0.05 * jax.random.uniform(key_slope, (), dtype)
+    return TaskSchedule(jnp.ones((), dtype), prototype, slope, jnp.zeros((), dtype))
