@@ -1,0 +1,57 @@
+"""Configs, one file per setting of a paper or a demonstration. The docstring gives command, time and expected result.
+
+A config module has `Settings` (a frozen dataclass of plain values), `load(settings, seed, data_dir) -> Splits` and
+`build(settings, method, shapes) -> Experiment`.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+
+
+def names() -> list[str]:
+    """The configs there are."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def get(name: str):
+    """The module of a config.
+
+    Raises:
+      ValueError: an unknown name; the message lists the nearest ones.
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"There is no config {name!r}.{hint} Known configs: {', '.join(names())}.")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def override(settings, assignments: list[str]):
+    """Settings with some fields replaced, from strings `name=value` in the type of the field's default.
+
+    Raises:
+      ValueError: an unknown name (with the nearest ones), or a value of another type.
+    """
+    fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    changes = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment!r}: wanted name=value, e.g. noise=0.2.")
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=3, cutoff=0.4)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"--set {assignment!r}: no setting {name!r}.{hint} Settings: {', '.join(fields)}.")
+        changes[name] = _parse(name, text, fields[name])
+    return dataclasses.replace(settings, **changes)
+
+
+def _parse(name: str, text: str, default):
+    try:
+        if isinstance(default, tuple):
+            return tuple(type(default[0])(part) for part in text.split(",") if part)
+        return type(default)(text)
+    except ValueError:
+        raise ValueError(f"--set {name}={text}: wanted a {type(default).__name__}, such as {default!r}.") from None

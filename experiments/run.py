@@ -1,0 +1,60 @@
+"""Trains one method with one seed on one config. The same command, repeated, resumes where the last one stopped.
+
+    python -m experiments.run digits_noise --method jtds --seed 0 --out out/jtds-0
+
+Repeating the command after any interruption (Ctrl-C, a kill, a power cut) continues from the newest checkpoint and ends
+with the same numbers, to the bit, as a run that nothing interrupted. A finished run shows its result again.
+"""
+
+import argparse
+import sys
+
+from auxjax import methods
+from experiments import command_line, terminal
+from experiments.trainer import WITH_DEV, train
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = command_line.parser("python -m experiments.run", __doc__)
+    found.add_argument(
+        "--method",
+        required=True,
+        metavar="M",
+        help=f"one of {', '.join(methods.names())}; with {WITH_DEV} behind it the method trains on the dev "
+        f"examples, too: stl{WITH_DEV} is the fair single-task baseline",
+    )
+    found.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="seed of the split, the label noise, the params and all later draws (default 0)",
+    )
+    return found
+
+
+def main(argv=None) -> int:
+    """Runs the command line; bad input ends with one message on standard error and status 2."""
+    arguments = parser().parse_args(argv)
+
+    def work():
+        settings = command_line.settings(arguments)
+        with terminal.progress() as follow:
+            on_step = follow(f"{arguments.method} seed {arguments.seed}", settings.steps)
+            result = train(
+                arguments.config,
+                settings,
+                arguments.method,
+                arguments.seed,
+                arguments.out,
+                data_dir=arguments.data_dir,
+                on_step=on_step,
+            )
+        terminal.show_result(f"{arguments.config}: {arguments.method}, seed {arguments.seed}", result, arguments.out)
+
+    return command_line.guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Image classification with rotation prediction as the auxiliary task: what the image configs share.
+
+Every inner batch holds upright images for the primary task and the same images turned by 0, 1, 2 or 3 quarter turns for
+the auxiliary one, in one forward pass. A decoy can be added, fixed random labels that have nothing to do with the
+image, to see which methods notice.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from auxjax import TaskLosses, TaskModel
+from auxjax.tasks.rotation import rotation_batch
+
+PRIMARY = "class"
+AUXILIARY = ("rotation", "decoy")
+DECOY_CLASSES = 5
+
+
+def heads(num_classes: int, auxiliary: tuple[str, ...]) -> dict[str, int]:
+    """Output sizes of the network's heads.
+
+    Raises:
+      ValueError: an auxiliary task that is not one of `AUXILIARY`.
+    """
+    unknown = sorted(set(auxiliary) - set(AUXILIARY))
+    if unknown:
+        raise ValueError(f"auxiliary={auxiliary}: unknown task {unknown[0]!r}; known: {', '.join(AUXILIARY)}.")
+    sizes = {"rotation": 4, "decoy": DECOY_CLASSES}
+    return {PRIMARY: num_classes, **{task: sizes[task] for task in auxiliary}}
+
+
+def to_float(images):
+    """Images as float32: bytes are scaled to [-1, 1], floats taken as they are."""
+    return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
+
+
+def task_model(network, auxiliary: tuple[str, ...]) -> TaskModel:
+    """The `TaskModel` of a network with the heads above; BatchNorm statistics are its model state, if it has any."""
+
+    def losses(params, batch, key, model_state=None):
+        images = to_float(batch["image"])
+        count = images.shape[0]
+        if "rotation" in auxiliary:
+            turned, turns = rotation_batch(key, images)
+            images = jnp.concatenate([images, turned])
+        variables = {"params": params}
+        if model_state is None:
+            out, new_state = network.apply(variables, images, train=True), None
+        else:
+            out, new_state = network.apply({**variables, **model_state}, images, train=True, mutable=list(model_state))
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+        upright = out.features[:count]
+        values = {PRIMARY: cross_entropy(out.heads[PRIMARY][:count], batch["label"])}
+        features = {PRIMARY: upright}
+        if "rotation" in auxiliary:
+            values["rotation"] = cross_entropy(out.heads["rotation"][count:], turns)
+            features["rotation"] = out.features[count:]
+        if "decoy" in auxiliary:
+            values["decoy"] = cross_entropy(out.heads["decoy"][:count], batch["decoy"])
+            features["decoy"] = upright
+        return TaskLosses(values, features=features, state=new_state)
+
+    return TaskModel(losses, primary=PRIMARY, trunk=lambda path: "trunk" in path)
+
+
+def batch_of(data, indices):
+    """The examples at `indices`; the decoy's label is a hash of the example's place, fixed for the whole run."""
+    decoy = (indices.astype(jnp.uint32) * jnp.uint32(2654435761) >> jnp.uint32(16)) % jnp.uint32(DECOY_CLASSES)
+    return {
+        "image": data["image"][indices],
+        "label": data["label"][indices],
+        "decoy": decoy.astype(jnp.int32),
+    }
+
+
+def whole_batch(data):
+    """All examples as one batch."""
+    return batch_of(data, jnp.arange(data["label"].shape[0]))
+
+
+def draw(batch_size: int, augment=None):
+    """`(data, key) -> batch`: `batch_size` different examples, chosen uniformly; `augment(images, key)` if given.
+
+    A batch size above the number of examples takes all of them.
+    """
+
+    def draw_batch(data, key):
+        key_indices, key_augment = jax.random.split(key)
+        count = data["label"].shape[0]
+        indices = jax.random.choice(key_indices, count, (min(batch_size, count),), replace=False)
+        batch = batch_of(data, indices)
+        return batch if augment is None else {**batch, "image": augment(batch["image"], key_augment)}
+
+    return draw_batch
+
+
+def crop_and_flip(padding: int):
+    """`(images, key) -> images`: a random crop after reflecting `padding` pixels, and a mirror image half the time."""
+
+    def augment(images, key):
+        count, height, width, _ = images.shape
+        key_rows, key_columns, key_flip = jax.random.split(key, 3)
+        padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode="reflect")
+        rows = jax.random.randint(key_rows, (count, 1), 0, 2 * padding + 1) + jnp.arange(height)[None, :]
+        columns = jax.random.randint(key_columns, (count, 1), 0, 2 * padding + 1) + jnp.arange(width)[None, :]
+        flip = jax.random.bernoulli(key_flip, shape=(count, 1))
+        columns = jnp.where(flip, columns[:, ::-1], columns)
+        example = jnp.arange(count)[:, None, None]
+        return padded[example, rows[:, :, None], columns[:, None, :]]
+
+    return augment
+
+
+def make_evaluate(network, chunk: int = 1000):
+    """`(params, model_state, images, labels) -> accuracy`, in chunks so that any test set fits in memory."""
+
+    @jax.jit
+    def correct(params, model_state, images, labels):
+        variables = {"params": params, **(model_state or {})}
+        scores = network.apply(variables, to_float(images), train=False).heads[PRIMARY]
+        return jnp.sum(jnp.argmax(scores, axis=-1) == labels)
+
+    def evaluate(params, model_state, images, labels) -> float:
+        parts = range(0, len(labels), chunk)
+        found = [correct(params, model_state, images[i : i + chunk], labels[i : i + chunk]) for i in parts]
+        return float(sum(int(part) for part in found)) / len(labels)
+
+    return evaluate
