@@ -24,7 +24,7 @@ $(STAMP): requirements.txt setup.cfg pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
-	@$(BIN)/python -m experiments.compare digits_noise --methods stl,equal,arml,jtds --seeds 0,1,2 --out $(OUT)
+	@$(BIN)/python -m experiments.compare digits_noise --methods stl,stl+dev,equal,arml,jtds --seeds 0,1,2 --out $(OUT)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m 'not slow' -q

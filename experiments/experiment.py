@@ -27,7 +27,7 @@ class Experiment(NamedTuple):
       draw_inner: `(data, key) -> batch`, see `auxjax.make_step`.
       draw_outer: the same for the dev data.
       evaluate: `(params, model_state, images, labels) -> accuracy of the primary task`, jitted.
-      whole_batch: `data -> batch`, the whole training set as one batch, to ask the method for its weights.
+      batch_of: `(data, indices) -> batch`, the examples at these places, to ask the method for their weights.
     """
 
     model: TaskModel
@@ -38,7 +38,7 @@ class Experiment(NamedTuple):
     draw_inner: Callable[[Any, jax.Array], Any]
     draw_outer: Callable[[Any, jax.Array], Any]
     evaluate: Callable[[Any, Any, Any, Any], jax.Array]
-    whole_batch: Callable[[Any], Any]
+    batch_of: Callable[[Any, Any], Any]
 
 
 def on_device(split: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -163,12 +163,21 @@ def _finish(directory, experiment, splits, train_split, carried, note) -> dict:
         "selected_step": note["best_step"],
         "selected_validation_accuracy": note["best_accuracy"],
     }
-    batch = experiment.whole_batch(on_device(train_split))
-    weights = task_weights(experiment.model, experiment.method, state, batch, key=jax.random.key(0))
+    weights = _training_weights(experiment, state, train_split)
     corrupted = train_split["corrupted"]
     if corrupted.any() and not corrupted.all():
-        result["corrupted_auroc"] = auroc(np.asarray(weights[experiment.model.primary]), ~corrupted)
-    named = {f"weight/{task}": np.asarray(value) for task, value in weights.items()}
+        result["corrupted_auroc"] = auroc(weights[experiment.model.primary], ~corrupted)
+    named = {f"weight/{task}": value for task, value in weights.items()}
     records.save_arrays(directory / "weights.npz", corrupted=corrupted, example_id=train_split["example_id"], **named)
     records.write_json(directory / "result.json", result)
     return result
+
+
+def _training_weights(experiment, state, train_split, chunk: int = 1000) -> dict[str, np.ndarray]:
+    """The weights of all training examples, in parts of about `chunk`: a whole data set need not fit in one batch."""
+    data, count = on_device(train_split), len(train_split["label"])
+    parts = []
+    for indices in np.array_split(np.arange(count, dtype=np.int32), -(-count // chunk)):
+        batch = experiment.batch_of(data, jax.numpy.asarray(indices))
+        parts.append(task_weights(experiment.model, experiment.method, state, batch, key=jax.random.key(0)))
+    return {task: np.concatenate([np.asarray(part[task]) for part in parts]) for task in parts[0]}

@@ -74,11 +74,6 @@ def batch_of(data, indices):
     }
 
 
-def whole_batch(data):
-    """All examples as one batch."""
-    return batch_of(data, jnp.arange(data["label"].shape[0]))
-
-
 def draw(batch_size: int, augment=None):
     """`(data, key) -> batch`: `batch_size` different examples, chosen uniformly; `augment(images, key)` if given.
 

@@ -92,5 +92,5 @@ def build(settings, method, shapes) -> Experiment:
         draw_inner=vision.draw(settings.batch_size, vision.crop_and_flip(settings.padding)),
         draw_outer=vision.draw(settings.outer_batch_size),
         evaluate=vision.make_evaluate(network),
-        whole_batch=vision.whole_batch,
+        batch_of=vision.batch_of,
     )

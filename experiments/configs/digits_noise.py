@@ -74,5 +74,5 @@ def build(settings, method, shapes) -> Experiment:
         draw_inner=vision.draw(settings.batch_size),
         draw_outer=vision.draw(settings.outer_batch_size),
         evaluate=vision.make_evaluate(network),
-        whole_batch=vision.whole_batch,
+        batch_of=vision.batch_of,
     )
