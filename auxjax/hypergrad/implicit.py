@@ -15,9 +15,8 @@ Not for: problems whose lower level is followed for a few steps only; unrolling 
 
 import jax
 
-from auxjax import tree_math
 from auxjax.hypergrad import problem as problems
-from auxjax.hypergrad.problem import BilevelProblem, HypergradInfo
+from auxjax.hypergrad.problem import BilevelProblem
 from auxjax.random_keys import check_key
 from auxjax.solvers.base import check_like
 
@@ -65,23 +64,19 @@ def implicit(solver):
             guess = problems.floating_part("implicit estimator(init=)", init, level)
             check_like("implicit estimator(init=)", guess, level.theta, "params")
         v, direct = problems.outer_gradients(problem, level, outer_batch)
-        linearise = _linearise_loss if problem.inner is not None else _linearise_field
         field, matvec, mixed = linearise(problem, level, inner_batch)
         u, solve_info = solver(matvec, v, init=guess, key=key)
-        through = mixed(u)
-        meta_grad = jax.tree.map(lambda a, b: a - b, direct, through)
-        norms = [jax.lax.stop_gradient(tree_math.norm(tree)) for tree in (direct, through, level.reduce(field))]
-        info = HypergradInfo(
-            solve_info.relative_residual,
-            solve_info.num_matvecs,
-            solve_info.converged,
-            *norms,
-            solution=problems.like_params(u, level),
-            min_curvature=solve_info.min_curvature,
-        )
-        return meta_grad, info
+        return problems.conclude(level, direct, mixed(u), field, u, solve_info)
 
     return estimator
+
+
+def linearise(problem: BilevelProblem, level: problems.Level, batch):
+    """The lower level at one point: `(field, matvec, mixed)`.
+
+    The field there, before any reduction; `u -> J^T u` and `u -> u^T d_meta field`, both reduced.
+    """
+    return (_linearise_loss if problem.inner is not None else _linearise_field)(problem, level, batch)
 
 
 def _linearise_loss(problem, level, batch):

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax.solvers.base import check_like
+from auxjax import tree_math
+from auxjax.solvers.base import SolveInfo, check_like
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,6 +161,29 @@ def outer_gradients(problem: BilevelProblem, level: Level, batch):
         return check_scalar("outer", problem.outer(level.merge(theta), meta, batch))
 
     return level.reduce(jax.grad(loss, argnums=(0, 1))(level.theta, level.meta))
+
+
+def conclude(level: Level, direct, through, field, u, solve_info: SolveInfo):
+    """The hypergradient `direct - through` and its `HypergradInfo`.
+
+    Args:
+      direct: the outer loss's own gradient in `meta`, reduced.
+      through: `u^T d_meta field`, reduced.
+      field: the lower level's field, not reduced yet.
+      u: solution of `J^T u = v`, like `level.theta`.
+      solve_info: report on u.
+    """
+    meta_grad = jax.tree.map(lambda a, b: a - b, direct, through)
+    norms = [jax.lax.stop_gradient(tree_math.norm(tree)) for tree in (direct, through, level.reduce(field))]
+    info = HypergradInfo(
+        solve_info.relative_residual,
+        solve_info.num_matvecs,
+        solve_info.converged,
+        *norms,
+        solution=like_params(u, level),
+        min_curvature=solve_info.min_curvature,
+    )
+    return meta_grad, info
 
 
 def inner_loss(problem: BilevelProblem, level: Level, batch):

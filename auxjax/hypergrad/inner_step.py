@@ -1,0 +1,110 @@
+"""One update of the lower level's own optimiser, as a pure function: what look-ahead and unrolling differentiate.
+
+    theta+, state+ = theta + U(g, state, theta), ...      g = field(theta, meta, batch)
+
+U is a plain step, `U = -step_size g`, or any optax transformation with its real state.
+
+Not for: training. Nothing is kept; whoever wants the new params takes the step again, with the optimiser itself.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from auxjax import tree_math
+from auxjax.hypergrad import problem as problems
+from auxjax.random_keys import check_key
+from auxjax.solvers.base import check_like
+
+
+def as_optimizer(where: str, optimizer) -> optax.GradientTransformation:
+    """An optax transformation: the given one, or a plain gradient step of the given size.
+
+    Raises:
+      TypeError: neither a number nor an optax transformation.
+      ValueError: a step size that is not positive or not a scalar.
+    """
+    if callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None)):
+        return optimizer
+    if isinstance(optimizer, bool) or not (isinstance(optimizer, int | float) or hasattr(optimizer, "dtype")):
+        raise TypeError(
+            f"{where}(optimizer=) wants a step size or an optax transformation and got {type(optimizer).__name__}."
+        )
+    if jnp.shape(optimizer) != ():
+        raise ValueError(f"{where}(optimizer=): wanted one step size and got an array of shape {jnp.shape(optimizer)}.")
+    if not isinstance(optimizer, jax.core.Tracer) and not (math.isfinite(optimizer) and optimizer > 0):
+        raise ValueError(f"{where}(optimizer={optimizer}): wanted a finite step size > 0.")
+
+    def update(gradients, state, params=None):
+        del params
+        return tree_math.scale(-jnp.asarray(optimizer), gradients), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def start(where: str, optimizer: optax.GradientTransformation, opt_state, theta):
+    """The variables and the state that the first step starts from: `(theta, opt_state)`, strongly typed.
+
+    Raises:
+      ValueError: an `opt_state` that is not like `optimizer.init(params)`.
+    """
+    theta = _typed_like(theta, theta)
+    if opt_state is None:
+        opt_state = optimizer.init(theta)
+    else:
+        check_like(f"{where}(opt_state=)", opt_state, jax.eval_shape(optimizer.init, theta), "optimizer.init(params)")
+        opt_state = jax.tree.map(jnp.asarray, opt_state)
+    return theta, _typed_like(opt_state, opt_state)
+
+
+def advance(optimizer: optax.GradientTransformation, theta, opt_state, gradients):
+    """The variables and the state after one step; dtypes stay, so that the step can be scanned."""
+    updates, new_state = optimizer.update(gradients, opt_state, theta)
+    return optax.apply_updates(theta, updates), _typed_like(new_state, opt_state)
+
+
+def field_values(problem: problems.BilevelProblem, level: problems.Level, theta, meta, batch):
+    """The lower level's field at any `theta` and `meta`, before any reduction."""
+    if problem.inner is not None:
+        return jax.grad(problems.inner_loss(problem, level, batch))(theta, meta)
+    return problems.update_field(problem, level, batch)(theta, meta)
+
+
+def look_ahead(where, problem, level, optimizer, opt_state, field, outer_batch):
+    """One step ahead: the outer gradients there, and the solution u that stands for the step.
+
+    `u = -(dU/dg)^T v`, v the outer gradient in `params` at `theta + U(g)`; `u = step_size v` for a plain step
+
+    Args:
+      field: the lower level's field at `level.theta`, not reduced yet.
+
+    Returns:
+      `(v, direct, u)`: both outer gradients at the new variables, and u.
+    """
+    theta, opt_state = start(where, optimizer, opt_state, level.theta)
+    ahead, pull = jax.vjp(lambda g: advance(optimizer, theta, opt_state, g)[0], level.reduce(field))
+    v, direct = problems.outer_gradients(problem, level._replace(theta=ahead), outer_batch)
+    return v, direct, tree_math.scale(-1.0, pull(v)[0])
+
+
+def check_arguments(where: str, level: problems.Level, key, init) -> None:
+    """Checks the arguments that every estimator takes, for those that use neither.
+
+    Raises:
+      TypeError: an old-style `key`.
+      ValueError: an `init` that is not like `params`.
+    """
+    if key is not None:
+        check_key(key, f"{where}(key=)")
+    if init is not None:
+        check_like(f"{where}(init=)", problems.floating_part(f"{where}(init=)", init, level), level.theta, "params")
+
+
+def _typed_like(tree, like):
+    def cast(leaf, old):
+        old = jnp.asarray(old)
+        return leaf if jnp.issubdtype(old.dtype, jax.dtypes.extended) else jax.lax.convert_element_type(leaf, old.dtype)
+
+    return jax.tree.map(cast, tree, like)
