@@ -2,22 +2,29 @@
 
 import argparse
 import dataclasses
+import logging
 import pathlib
 import sys
+import textwrap
 
+import jax
+
+from auxjax import methods
 from experiments import configs
 
 
 def parser(program: str, doc: str) -> argparse.ArgumentParser:
-    """A parser with the arguments every training command has; the module's docstring is its help."""
-    first, _, rest = doc.partition("\n\n")
-    found = argparse.ArgumentParser(
-        program, description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    found.add_argument("config", metavar="CONFIG", help=f"one of {', '.join(configs.names())}")
+    """A parser with the arguments every training command has; the module's docstring and the configs are its help."""
+    found = bare_parser(program, f"{doc}\n{choices_help()}")
+    found.add_argument("config", metavar="CONFIG", help=f"one of {', '.join(configs.names())}; see below")
     found.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path, help="folder of the results")
     found.add_argument("--data-dir", metavar="D", help="where the data set lies, for configs that read one from disk")
-    found.add_argument("--steps", type=int, metavar="N", help="inner updates: shortens (or lengthens) any run")
+    found.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="inner updates, shortens (or lengthens) any run; rounded up to whole outer updates",
+    )
     found.add_argument(
         "--set",
         action="append",
@@ -27,6 +34,33 @@ def parser(program: str, doc: str) -> argparse.ArgumentParser:
         help="change a setting of the config, e.g. --set noise=0.2; repeat it for more",
     )
     return found
+
+
+def bare_parser(program: str, doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is a module's docstring, first line first."""
+    first, _, rest = doc.partition("\n\n")
+    return argparse.ArgumentParser(
+        program, description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def choices_help() -> str:
+    """The methods and the configs, what each is about and the configs' settings, for `--help`."""
+    parts = ["Methods:"]
+    for name in methods.names():
+        about = sys.modules[getattr(methods, name).__module__].__doc__.split("\n")[0]
+        parts.append(f"  {name:<8} {about}")
+    parts.append("\nConfigs and their settings (change one with --set NAME=VALUE):")
+    for name in configs.names():
+        module = configs.get(name)
+        settings = module.Settings()
+        values = (
+            f"{field.name}={configs.as_text(getattr(settings, field.name))}" for field in dataclasses.fields(settings)
+        )
+        title = module.__doc__.split("\n\n")[0].replace("\n", " ")
+        parts.append(f"\n  {name}: {title}")
+        parts += textwrap.wrap("  ".join(values), 108, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(parts)
 
 
 def settings(arguments: argparse.Namespace):
@@ -41,10 +75,16 @@ def settings(arguments: argparse.Namespace):
 
 def guarded(work) -> int:
     """Runs `work()`. Bad input ends with one message and status 2, Ctrl-C with a hint and status 130."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the tracebacks of errors that it raises as well
     try:
         work()
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: out of memory; lower batch_size or outer_batch_size ({str(error)[:200]})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: the same command goes on from the newest checkpoint.", file=sys.stderr)

@@ -7,10 +7,11 @@ an interruption it goes on. DIR/table.csv has a row per logged step, the plots a
 """
 
 import argparse
+import pathlib
 import sys
 
-from experiments import command_line, report, terminal
-from experiments.trainer import check_settings, parse_method, train
+from experiments import command_line, records, report, terminal
+from experiments.trainer import check_seed, check_settings, describe, parse_method, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,9 +37,53 @@ def seeds_of(text: str) -> list[int]:
         seeds = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise ValueError(f"--seeds {text}: wanted whole numbers separated by commas, such as 0,1,2.") from None
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ValueError(f"--seeds {text}: wanted at least one seed, each once and none below 0, such as 0,1,2.")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"--seeds {text}: wanted at least one seed, each once, such as 0,1,2.")
+    for seed in seeds:
+        check_seed(seed)
     return seeds
+
+
+def methods_of(text: str) -> list[str]:
+    """`["stl", "jtds"]` from "stl,jtds".
+
+    Raises:
+      ValueError: an unknown method, none at all, or one twice.
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    for name in names:
+        parse_method(name)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"--methods {text}: wanted at least one name, each once, such as stl,equal,jtds.")
+    return names
+
+
+def check_folder(directory: pathlib.Path, config: str, settings, runs: list[tuple[str, int]]) -> None:
+    """Looks at the folders of all runs before the first one starts, and at what else is there.
+
+    Raises:
+      ValueError: the folder is another comparison's, holds runs with other settings, or other files.
+    """
+    for name, seed in runs:
+        records.find_run(folder_of(directory, name, seed), describe(config, settings, name, seed))
+    there = sorted(directory.glob("*/seed_*/run.json")) if directory.is_dir() else []
+    for path in there:
+        wanted = describe(config, settings, "", 0)
+        different = records.differences(records.read_json(path), wanted, ("config", "settings"))
+        if different:
+            raise ValueError(
+                f"{directory} holds a comparison with other settings: {'; '.join(different)} ({path.parent}). "
+                "Use another --out."
+            )
+    foreign = set() if there or not directory.exists() else {path.name for path in directory.iterdir()}
+    foreign -= {name for name, _ in runs}
+    if foreign:
+        raise ValueError(f"{directory} holds other files, such as {min(foreign)}, and no runs. Use another --out.")
+
+
+def folder_of(directory: pathlib.Path, method: str, seed: int) -> pathlib.Path:
+    """The folder of one run of a comparison."""
+    return directory / method / f"seed_{seed}"
 
 
 def main(argv=None) -> int:
@@ -48,24 +93,25 @@ def main(argv=None) -> int:
     def work():
         settings = command_line.settings(arguments)
         check_settings(settings)
-        names, seeds = [name for name in arguments.methods.split(",") if name], seeds_of(arguments.seeds)
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"--methods {arguments.methods}: wanted names separated by commas, each once.")
-        for name in names:
-            parse_method(name)
+        runs = [(name, seed) for name in methods_of(arguments.methods) for seed in seeds_of(arguments.seeds)]
+        check_folder(arguments.out, arguments.config, settings, runs)
         with terminal.progress() as follow:
-            runs = [(name, seed) for name in names for seed in seeds]
             overall = follow(f"{arguments.config}:", len(runs))
             for done, (name, seed) in enumerate(runs):
-                directory = arguments.out / name / f"seed_{seed}"
+                run = follow(f"{name}, seed {seed}", settings.steps)
+
+                def on_step(step, done=done, run=run):
+                    overall(done)
+                    run(step)
+
                 train(
                     arguments.config,
                     settings,
                     name,
                     seed,
-                    directory,
+                    folder_of(arguments.out, name, seed),
                     data_dir=arguments.data_dir,
-                    on_step=follow(f"{name}, seed {seed}", settings.steps),
+                    on_step=on_step,
                 )
                 overall(done + 1)
         report.write(arguments.out)

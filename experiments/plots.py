@@ -1,10 +1,12 @@
 """The plots of a comparison, made from the files of its runs.
 
-accuracy.png   test accuracy by method, every seed a dot, mean and 95 % interval
-training.png   validation accuracy over training
-weights.png    mean weight of every task over training, a panel per method
-filter.png     the loss filter a method has learned, sigmoid(slope z + offset) (JTDS)
-samples.png    histogram of the weights of the training examples, clean against corrupted
+    accuracy.png   test accuracy by method, every seed a dot, mean and 95 % interval
+    training.png   validation accuracy over training
+    weights.png    mean weight of every task over training, a panel per method
+    filter.png     the loss filter a method has learned, sigmoid(slope z + offset) (JTDS), a panel per method
+    samples.png    histogram of the weights of the training examples, clean against corrupted, a panel per method
+
+A plot that the runs have no numbers for is left out; one that was there from an earlier report is deleted.
 """
 
 import pathlib
@@ -15,20 +17,26 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from experiments.statistics import mean_and_interval
 
-# Okabe and Ito's colours: told apart by colour-blind readers and in grey print.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+# Okabe and Ito's colours: told apart by colour-blind readers. The yellow, hard to see on white, comes last.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+LINES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+COLUMNS = 3
 STYLE = {
-    "figure.dpi": 150,
+    "figure.dpi": 200,
     "font.size": 9,
+    "axes.titlesize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
 }
 
 
@@ -36,29 +44,49 @@ def draw_all(groups: dict[str, list], directory: pathlib.Path) -> list[pathlib.P
     """Draws every plot the runs have data for.
 
     Args:
-      groups: `{method: runs}`, see `report.by_method`.
+      groups: `{label: runs}`, see `report.by_method`.
       directory: where the files go.
 
     Returns:
       The files written.
     """
-    colours = {method: COLOURS[index % len(COLOURS)] for index, method in enumerate(groups)}
     written = []
+    drawings = {"accuracy": _accuracy, "training": _training, "weights": _weights, "filter": _filter}
     with plt.rc_context(STYLE):
-        for name, draw in (
-            ("accuracy", _accuracy),
-            ("training", _training),
-            ("weights", _weights),
-            ("filter", _filter),
-            ("samples", _samples),
-        ):
-            figure = draw(groups, colours)
-            if figure is not None:
-                path = directory / f"{name}.png"
-                figure.savefig(path, bbox_inches="tight")
-                plt.close(figure)
-                written.append(path)
+        for name, draw in {**drawings, "samples": _samples}.items():
+            path = directory / f"{name}.png"
+            figure = draw(groups)
+            if figure is None:
+                path.unlink(missing_ok=True)
+                continue
+            figure.savefig(path, bbox_inches="tight")
+            plt.close(figure)
+            written.append(path)
     return written
+
+
+def _look(place: int) -> dict:
+    """Colour and line of the method, or task, at this place: all different for the first 32."""
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": LINES[place // len(COLOURS) % len(LINES)]}
+
+
+def _panels(labels, width: float, height: float, **options):
+    """A figure with a panel per label, its title, in rows of at most three; `[(axes, is leftmost, is lowest)]`."""
+    count = len(labels)
+    columns = min(COLUMNS, count) if count != 4 else 2
+    rows = -(-count // columns)
+    size = (0.6 + width * columns, 0.4 + height * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    found = []
+    for place, axes in enumerate(grid.flat):
+        if place >= count:
+            axes.set_visible(False)
+            continue
+        axes.set_title(labels[place])
+        lowest = place + columns >= count
+        axes.tick_params(labelbottom=True)
+        found.append((axes, place % columns == 0, lowest))
+    return figure, found
 
 
 def _finished(groups):
@@ -66,144 +94,158 @@ def _finished(groups):
     return {method: runs for method, runs in found.items() if runs}
 
 
-def _accuracy(groups, colours):
-    groups = _finished(groups)
-    if not groups:
+def _accuracy(groups):
+    finished = _finished(groups)
+    if not finished:
         return None
-    figure, axes = plt.subplots(figsize=(1.2 + 0.9 * len(groups), 3.0))
+    figure, axes = plt.subplots(figsize=(1.2 + 0.9 * len(finished), 3.0))
     kinds = (("test_accuracy", "o", -0.13, "last step"), ("selected_test_accuracy", "D", 0.13, "best validation step"))
-    for place, (method, runs) in enumerate(groups.items()):
+    for place, (method, runs) in enumerate(finished.items()):
+        colour = _look(list(groups).index(method))["color"]
         for name, marker, shift, _ in kinds:
-            values = 100 * np.array([run.result[name] for run in runs])
+            values = 100 * np.array([run.result[name] for run in runs if name in run.result])
+            if not values.size:
+                continue
             mean, half = mean_and_interval(values)
-            filled = colours[method] if marker == "o" else "white"
             axes.errorbar(
                 place + shift,
                 mean,
                 yerr=None if np.isnan(half) else half,
                 fmt=marker,
                 markersize=5,
-                color=colours[method],
-                markerfacecolor=filled,
+                color=colour,
+                markerfacecolor=colour if marker == "o" else "white",
                 capsize=3,
                 linewidth=1.2,
                 zorder=3,
             )
-            axes.scatter(
-                np.full(values.size, place + shift + 0.1), values, s=6, color=colours[method], alpha=0.5, linewidths=0
-            )
+            axes.scatter(np.full(values.size, place + shift + 0.1), values, s=7, color=colour, alpha=0.6, linewidths=0)
     for _, marker, _, label in kinds:
         axes.plot([], [], marker, color="0.3", markerfacecolor="0.3" if marker == "o" else "white", label=label)
-    axes.set_xticks(range(len(groups)), list(groups))
-    axes.set_xlim(-0.5, len(groups) - 0.5)
+    axes.scatter([], [], s=7, color="0.3", alpha=0.6, label="one seed")
+    longest = max(map(len, finished))
+    axes.set_xticks(range(len(finished)), list(finished), **({"rotation": 30, "ha": "right"} if longest > 12 else {}))
+    axes.set_xlim(-0.5, len(finished) - 0.5)
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("test accuracy (%)")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.2)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handletextpad=0.2, columnspacing=1.2)
     return figure
 
 
-def _curves(axes, runs, name, colour, scale=1.0, **options):
-    """Mean over the runs and their range, over the steps that all of them have logged."""
+def _curves(axes, runs, name, look, scale=1.0, **options) -> bool:
+    """Mean and range over the runs, at the steps that all have logged; runs without any do not count."""
     logs = [{line["step"]: line[name] for line in run.log if name in line} for run in runs]
+    logs = [log for log in logs if log]
     steps = sorted(set.intersection(*map(set, logs))) if logs else []
     if not steps:
         return False
     values = scale * np.array([[log[step] for step in steps] for log in logs])
-    axes.plot(steps, values.mean(0), color=colour, linewidth=1.4, **options)
-    axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    marker = "." if len(steps) == 1 else None
+    axes.plot(steps, values.mean(0), marker=marker, **{"linewidth": 1.4, **look, **options})
+    axes.fill_between(steps, values.min(0), values.max(0), color=look["color"], alpha=0.15, linewidth=0)
     return True
 
 
-def _training(groups, colours):
+def _training(groups):
     figure, axes = plt.subplots(figsize=(4.5, 3.0))
     drawn = [
-        _curves(axes, runs, "validation_accuracy", colours[method], 100.0, label=method)
-        for method, runs in groups.items()
+        _curves(axes, runs, "validation_accuracy", _look(place), 100.0, label=method)
+        for place, (method, runs) in enumerate(groups.items())
     ]
     if not any(drawn):
         plt.close(figure)
         return None
     axes.set_xlabel("inner updates")
     axes.set_ylabel("validation accuracy (%)")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="mean, range over seeds", title_fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="mean and range\nover seeds", alignment="left")
     return figure
 
 
 def _tasks(runs) -> list[str]:
     names = {name for run in runs for line in run.log for name in line if name.startswith("weight/")}
-    return sorted(names)
+    primary = f"weight/{runs[0].about['primary']}"
+    return sorted(names, key=lambda name: (name != primary, name))
 
 
-def _weights(groups, colours):
-    del colours
+def _weights(groups):
     groups = {method: runs for method, runs in groups.items() if _tasks(runs)}
     if not groups:
         return None
-    tasks = sorted({task for runs in groups.values() for task in _tasks(runs)})
-    figure, panels = plt.subplots(1, len(groups), figsize=(1.0 + 2.1 * len(groups), 2.6), sharex=True, squeeze=False)
-    for axes, (method, runs) in zip(panels[0], groups.items(), strict=True):
-        for index, task in enumerate(tasks):
-            _curves(axes, runs, task, COLOURS[index % len(COLOURS)], label=task.removeprefix("weight/"))
-        axes.set_title(method, fontsize=9)
-        axes.set_xlabel("inner updates")
-        axes.set_ylim(bottom=0)
-    panels[0][0].set_ylabel("mean weight over the batch")
-    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="task")
-    figure.tight_layout()
+    tasks = list(dict.fromkeys(task for runs in groups.values() for task in _tasks(runs)))
+    figure, panels = _panels(list(groups), 2.0, 1.7, sharex=True, sharey=True)
+    for (axes, leftmost, lowest), runs in zip(panels, groups.values(), strict=True):
+        for place, task in enumerate(tasks):
+            # Wide and plain below, narrow and dashed above: equal weights stay visible, both of them.
+            look = {**_look(place), "linestyle": LINES[min(place, 3)], "linewidth": max(2.6 - 0.8 * place, 1.2)}
+            _curves(axes, runs, task, look, label=task.removeprefix("weight/"))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
+        axes.set_xlabel("inner updates" if lowest else None)
+        axes.set_ylabel("mean weight" if leftmost else None)
+    low, high = panels[0][0].get_ylim()
+    panels[0][0].set_ylim(min(low, -0.04 * high), high)  # a weight of 0 is a line, too
+    handles = {
+        label: line for axes, *_ in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
     return figure
 
 
-def _filter(groups, colours):
-    del colours
-    for method, runs in groups.items():
-        slopes = sorted({name for run in runs for line in run.log[-1:] for name in line if name.startswith("slope/")})
-        if not slopes:
-            continue
-        figure, axes = plt.subplots(figsize=(3.6, 2.8))
-        losses = np.linspace(-2.5, 2.5, 201)
-        for index, slope in enumerate(slopes):
-            task = slope.removeprefix("slope/")
-            for number, run in enumerate(runs):
-                last = run.log[-1]
-                curve = 1 / (1 + np.exp(-(last[slope] * losses + last[f"offset/{task}"])))
-                axes.plot(
-                    losses,
-                    curve,
-                    color=COLOURS[index % len(COLOURS)],
-                    linewidth=1.3,
-                    alpha=0.8,
-                    label=task if number == 0 else None,
-                )
-        axes.set_xlabel("standardised loss of an example")
-        axes.set_ylabel("loss filter")
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_title(f"{method}: which losses are believed (a line per seed)", fontsize=9)
-        axes.legend(title="task")
-        return figure
-    return None
-
-
-def _samples(groups, colours):
-    del colours
+def _filter(groups):
     found = {}
-    for method, runs in _finished(groups).items():
-        path = runs[0].directory / "weights.npz"
-        if not path.exists() or "corrupted_auroc" not in runs[0].result:
-            continue
-        with np.load(path) as arrays:
-            weights = arrays[f"weight/{runs[0].about['primary']}"]
-            if np.ptp(weights) > 0:  # constant weights tell nothing apart
-                found[method] = (weights, arrays["corrupted"], runs[0])
+    for method, runs in groups.items():
+        ends = [run.log[-1] for run in runs if run.log]
+        tasks = {name.removeprefix("slope/") for end in ends for name in end if name.startswith("slope/")}
+        primary = runs[0].about["primary"]
+        tasks = sorted((task for task in tasks), key=lambda task: (task != primary, task))
+        if tasks:
+            found[method] = (tasks, ends)
     if not found:
         return None
-    figure, panels = plt.subplots(1, len(found), figsize=(3.8 * len(found), 2.8), squeeze=False)
-    for axes, (method, (weights, corrupted, run)) in zip(panels[0], found.items(), strict=True):
-        bins = np.linspace(0, weights.max(), 31)
-        axes.hist(weights[~corrupted], bins, color=COLOURS[0], alpha=0.7, label=f"clean ({(~corrupted).sum()})")
-        axes.hist(weights[corrupted], bins, color=COLOURS[3], alpha=0.7, label=f"corrupted ({corrupted.sum()})")
-        axes.set_title(f"{method}, seed {run.about['seed']}: AUROC {run.result['corrupted_auroc']:.3f}", fontsize=9)
-        axes.set_xlabel("weight of the example in the primary task")
-        axes.set_ylabel("training examples")
-        axes.legend()
-    figure.tight_layout()
+    figure, panels = _panels(list(found), 2.8, 2.2, sharex=True, sharey=True)
+    losses = np.linspace(-3.0, 3.0, 241)
+    for (axes, leftmost, lowest), (tasks, ends) in zip(panels, found.values(), strict=True):
+        for place, task in enumerate(tasks):
+            label = task
+            for end in ends:
+                if f"slope/{task}" not in end or f"offset/{task}" not in end:
+                    continue
+                filtered = 0.5 * (1 + np.tanh(0.5 * (end[f"slope/{task}"] * losses + end[f"offset/{task}"])))
+                look = {**_look(place), "linestyle": LINES[min(place, 3)]}
+                axes.plot(losses, filtered, linewidth=1.3, alpha=0.85, label=label, **look)
+                label = None
+        axes.set_xlabel("standardised loss of an example" if lowest else None)
+        axes.set_ylabel("loss filter (a line per seed)" if leftmost else None)
+        axes.set_ylim(-0.02, 1.02)
+    handles = {
+        label: line for axes, *_ in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def _samples(groups):
+    found = {}
+    for method, runs in _finished(groups).items():
+        run = min(runs, key=lambda run: run.about["seed"])
+        path = run.directory / "weights.npz"
+        if not path.exists() or "corrupted_auroc" not in run.result:
+            continue
+        with np.load(path) as arrays:
+            weights, corrupted = arrays[f"weight/{run.about['primary']}"], arrays["corrupted"]
+        if np.isfinite(weights).all() and np.ptp(weights) > 0:  # constant weights tell nothing apart
+            title = f"{method}, seed {run.about['seed']}: AUROC {run.result['corrupted_auroc']:.3f}"
+            found[title] = (weights, corrupted)
+    if not found:
+        return None
+    figure, panels = _panels(list(found), 2.8, 2.2)
+    for (axes, leftmost, lowest), (weights, corrupted) in zip(panels, found.values(), strict=True):
+        bins = np.linspace(min(0.0, weights.min()), weights.max(), 31)
+        for chosen, colour, label in ((~corrupted, COLOURS[0], "right label"), (corrupted, COLOURS[3], "wrong label")):
+            axes.hist(weights[chosen], bins, histtype="stepfilled", color=colour, alpha=0.35)
+            axes.hist(weights[chosen], bins, histtype="step", color=colour, label=f"{label} ({chosen.sum()})")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("weight in the primary task" if lowest else None)
+        axes.set_ylabel("training examples" if leftmost else None)
+        axes.legend(loc="best")
     return figure

@@ -1,23 +1,30 @@
 """The files of a run: what it was, what it logged, what came out. Tables and plots are made from these alone.
 
-DIR/run.json         config, method, seed, settings, versions: what makes this run this run
+DIR/run.json         config, method, seed, settings, data, versions: what makes this run this run
 DIR/metrics.jsonl    one JSON line per logged step
 DIR/result.json      the final metrics, written once, at the end
 DIR/weights.npz      the weights the method gave the training examples at the end
 DIR/timing.jsonl     seconds per part of the run (not part of the result, which is reproducible to the bit)
 DIR/checkpoints/     the newest training states
+DIR/lock             empty; held by the process that works on the run, and free again once that process is gone
 """
 
+import contextlib
+import errno
+import fcntl
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import zlib
 
 import jax
 import numpy as np
 
 IDENTITY = ("config", "method", "seed", "settings")
+DATA = ("data", "data_crc32")
+_LEFTOVERS = {"lock", "run.partial"}  # what a process killed while it claimed the folder can leave
 _PACKAGES = ("auxjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -32,52 +39,99 @@ def versions() -> dict[str, str]:
     return found
 
 
-def open_run(directory: pathlib.Path, description: dict, beside: dict) -> dict | None:
-    """Claims a folder for a run, or finds the same run there.
+def find_run(directory: pathlib.Path, description: dict) -> dict | None:
+    """Looks whether a folder is free for a run, or holds it already; changes nothing.
 
     Args:
-      directory: the run's folder, made if missing.
+      directory: the run's folder, which need not be there.
       description: `{config, method, seed, settings}`, plain values: what makes two runs the same.
-      beside: plain values to write down that do not.
 
     Returns:
       The result of the run where it is already finished, `None` where there is work to do.
 
     Raises:
-      ValueError: the folder holds a different run, or files that are no run's.
+      ValueError: the folder holds a different run, files that are no run's, or damaged ones.
     """
     path = directory / "run.json"
     if path.exists():
-        try:
-            there = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} cannot be read ({error}). Delete {directory} or use another folder.") from None
-        different = _differences(there, json.loads(json.dumps(description)))
-        if different:
-            raise ValueError(
-                f"{directory} holds a different run: {'; '.join(different)}. "
-                "Use another --out, repeat the command that made it, or delete the folder."
-            )
+        _refuse_different(directory, read_json(path), description, IDENTITY)
         result = directory / "result.json"
-        return json.loads(result.read_text()) if result.exists() else None
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        return read_json(result) if result.exists() else None
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file; --out is the folder of a run. Use another --out.")
+    if directory.exists() and {entry.name for entry in directory.iterdir()} - _LEFTOVERS:
         raise ValueError(f"{directory} is there already and holds no run.json, so it is no run. Use another --out.")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**description, **beside, "versions": versions()})
     return None
 
 
-def _differences(there: dict, wanted: dict) -> list[str]:
+@contextlib.contextmanager
+def claim(directory: pathlib.Path, description: dict, beside: dict):
+    """Holds a run's folder while the process works in it; writes `run.json` where the run is new.
+
+    Args:
+      directory: the run's folder, made if missing.
+      description: as for `find_run`.
+      beside: more plain values to write down. A run goes on with the data it began with: `data` and `data_crc32` must
+        be the same again.
+
+    Raises:
+      ValueError: another process works on this run, or the data have changed.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"Another process is working on {directory}. Wait for it, or stop it.") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # some network disks have no locks
+                raise
+        path = directory / "run.json"
+        if path.exists():
+            _refuse_different(directory, read_json(path), {**description, **beside}, IDENTITY + DATA)
+        else:
+            write_json(path, {**description, **beside, "versions": versions()})
+        yield
+
+
+def _refuse_different(directory, there: dict, wanted: dict, fields) -> None:
+    different = differences(there, wanted, fields)
+    if different:
+        raise ValueError(
+            f"{directory} holds a different run: {'; '.join(different)}. "
+            "Use another --out, repeat the command that made it, or delete the folder."
+        )
+
+
+def differences(there: dict, here: dict, fields=IDENTITY) -> list[str]:
+    """What differs between the description in a file and one of this process, in words."""
+    here = json.loads(json.dumps(here))  # tuples become lists, as in the file
     rows = []
-    for field in IDENTITY:
-        old, new = there.get(field), wanted.get(field)
+    for field in fields:
+        old, new = there.get(field), here.get(field)
         if field == "settings":
-            for name in sorted(set(old or {}) | set(new or {})):
-                if (old or {}).get(name) != (new or {}).get(name):
-                    rows.append(f"{name} is {(old or {}).get(name)!r} there and {(new or {}).get(name)!r} here")
+            old, new = old or {}, new or {}
+            for name in sorted(set(old) | set(new)):
+                if old.get(name) != new.get(name):
+                    rows.append(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here")
         elif old != new:
             rows.append(f"{field} is {old!r} there and {new!r} here")
     return rows
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """The dict in a JSON file.
+
+    Raises:
+      ValueError: the file holds something else; the message says what to do.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete {path.parent} or use another folder.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object. Delete {path.parent} or use another folder.")
+    return found
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:
@@ -91,31 +145,94 @@ def write_json(path: pathlib.Path, content: dict) -> None:
 
 
 def append_line(path: pathlib.Path, row: dict) -> None:
-    """Appends one JSON line. Numbers keep every digit, so equal lines mean equal runs."""
+    """Appends one JSON line, to the disk. Numbers keep every digit, so equal lines mean equal runs."""
     with path.open("a") as stream:
         stream.write(json.dumps(row, sort_keys=True) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())  # a checkpoint must never be on the disk before the lines that led to it
 
 
-def keep_lines_until(path: pathlib.Path, step: int) -> None:
-    """Drops lines past `step` and a half-written last one: what a killed run had logged after its last checkpoint."""
-    if not path.exists():
-        return
-    kept = [row for row in read_lines(path) if row["step"] <= step]
+def keep_lines(path: pathlib.Path, step: int, count: int) -> None:
+    """Drops lines past `step` and a half-written last one: what a killed run had logged after its last checkpoint.
+
+    Args:
+      path: the log.
+      step: the checkpoint's step.
+      count: lines there were when the checkpoint was saved.
+
+    Raises:
+      ValueError: lines from before the checkpoint are missing or damaged.
+    """
+    kept = [row for row in read_lines(path) if row["step"] <= step] if path.exists() else []
+    if len(kept) != count:
+        raise ValueError(
+            f"{path} has {len(kept)} lines up to step {step}, and there were {count} when the checkpoint was saved: "
+            f"the log was cut or changed. Delete {path.parent} to start again, or use another folder."
+        )
     temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+    with temporary.open("w") as stream:
+        stream.write("".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(temporary, path)
 
 
+def note_checkpoints(directory: pathlib.Path, steps: list[int], saved: int) -> None:
+    """Writes down the checksum of the checkpoint just saved, beside those of the other `steps` that are still there."""
+    path = directory / "checkpoints.json"
+    known = read_json(path) if path.exists() else {}
+    kept = {str(step): known[str(step)] for step in steps if str(step) in known}
+    write_json(path, {**kept, str(saved): _checksum(directory / "checkpoints" / str(saved))})
+
+
+def check_checkpoint(directory: pathlib.Path, step: int, others: list[int]) -> None:
+    """Checks a checkpoint before Orbax, which reads some damaged files as if nothing had happened, opens it.
+
+    One without a checksum, saved by a process that was killed a moment later, is taken as it is: it was renamed to its
+    name when it was whole.
+
+    Raises:
+      ValueError: its files are not those that were saved; the message says what to delete.
+    """
+    path, folder = directory / "checkpoints.json", directory / "checkpoints" / str(step)
+    known = read_json(path) if path.exists() else {}
+    if known.get(str(step), expected := _checksum(folder)) != expected:
+        advice = f"go on from step {max(others)}" if others else "start again"
+        raise ValueError(
+            f"The checkpoint {folder} is damaged: its files are not those that were saved. "
+            f"Delete that folder to {advice}."
+        )
+
+
+def _checksum(folder: pathlib.Path) -> int:
+    found = 0
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found = zlib.crc32(str(path.relative_to(folder)).encode(), found)
+        found = zlib.crc32(path.read_bytes(), found)
+    return found
+
+
 def read_lines(path: pathlib.Path) -> list[dict]:
-    """The lines of a log; a last line cut off by a kill is left out."""
+    """The lines of a log; a last line cut off by a kill is left out.
+
+    Raises:
+      ValueError: any other line is no JSON object with a step.
+    """
     rows = []
-    lines = path.read_text().splitlines()
+    lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number + 1 != len(lines):
-                raise ValueError(f"{path}, line {number + 1}, is no JSON: {line[:60]!r}. The log is damaged.") from None
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError("no step in it")
+        except ValueError:
+            if number + 1 == len(lines):
+                break
+            raise ValueError(
+                f"{path}, line {number + 1}, is damaged: {line[:60]!r}. "
+                f"Delete {path.parent} and run it again, or use another folder."
+            ) from None
+        rows.append(row)
     return rows
 
 
@@ -124,6 +241,8 @@ def save_arrays(path: pathlib.Path, **arrays) -> None:
     temporary = path.with_suffix(".partial")
     with temporary.open("wb") as stream:
         np.savez(stream, **arrays)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(temporary, path)
 
 

@@ -5,19 +5,18 @@
 Means are over seeds; the interval is the 95 % confidence interval of the mean, mean +- t(0.975, n - 1) s / sqrt(n).
 """
 
-import argparse
 import csv
 import json
 import math
+import os
 import pathlib
 import sys
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from experiments import command_line, plots, records, terminal
+from experiments import command_line, configs, plots, records, terminal
 from experiments.statistics import mean_and_interval
 
 
@@ -38,45 +37,66 @@ class Run(NamedTuple):
 
 
 def read_runs(directory: pathlib.Path) -> list[Run]:
-    """The runs in a folder, wherever in it they lie, sorted by method (as first met) and seed.
+    """The runs in a folder, wherever in it they lie: single-task learning first, then by method, settings and seed.
 
     Raises:
-      ValueError: no runs there.
+      ValueError: no runs there, a damaged file, or the same run in two folders.
     """
-    found = []
+    found = {}
     for path in sorted(directory.rglob("run.json")):
-        folder = path.parent
-        log = folder / "metrics.jsonl"
-        result = folder / "result.json"
-        found.append(
-            Run(
-                folder,
-                json.loads(path.read_text()),
-                records.read_lines(log) if log.exists() else [],
-                json.loads(result.read_text()) if result.exists() else None,
-            )
+        folder, about = path.parent, records.read_json(path)
+        if missing := [field for field in (*records.IDENTITY, "primary") if field not in about]:
+            raise ValueError(f"{path} lacks {', '.join(missing)}: it was not written by experiments.run.")
+        log, result = folder / "metrics.jsonl", folder / "result.json"
+        run = Run(
+            folder,
+            about,
+            records.read_lines(log) if log.exists() else [],
+            records.read_json(result) if result.exists() else None,
         )
+        identity = json.dumps([about[field] for field in records.IDENTITY], sort_keys=True)
+        if identity in found:
+            raise ValueError(
+                f"{found[identity].directory} and {folder} hold the same run. Delete one, or move it away."
+            )
+        found[identity] = run
     if not found:
         raise ValueError(f"{directory} holds no runs (no run.json in it or below). Make some with experiments.compare.")
-    order = ["stl", "stl+dev", "equal", "equal+dev"]
-    rank = lambda run: run.about["method"]  # noqa: E731
-    known = [method for method in order if any(rank(run) == method for run in found)]
-    known += sorted({rank(run) for run in found} - set(known))
-    return sorted(found, key=lambda run: (known.index(rank(run)), run.about["seed"]))
+    return [found[identity] for identity in sorted(found, key=lambda identity: _order(found[identity].about))]
+
+
+def _order(about: dict) -> tuple:
+    first = {"stl": 0, "equal": 1}
+    base = about["method"].split("+")[0]
+    settings = json.dumps(about["settings"], sort_keys=True)
+    return about["config"], first.get(base, 2), about["method"], settings, about["seed"]
 
 
 def by_method(runs: list[Run]) -> dict[str, list[Run]]:
-    """`{method: its runs}`, in the order of `read_runs`."""
+    """`{label: its runs}`, in the order of `read_runs`; seeds of one method, config and settings belong together.
+
+    The label is the method's name, and in brackets the config and those settings that are not the same everywhere.
+    """
+    several = len({run.about["config"] for run in runs}) > 1
     groups = {}
     for run in runs:
-        groups.setdefault(run.about["method"], []).append(run)
+        about = run.about
+        others = [other.about["settings"] for other in runs if other.about["config"] == about["config"]]
+        differ = [
+            f"{name}={configs.as_text(value)}"
+            for name, value in about["settings"].items()
+            if any(other.get(name) != value for other in others)
+        ]
+        brackets = ", ".join([about["config"]] * several + differ)
+        groups.setdefault(about["method"] + f" ({brackets})" * bool(brackets), []).append(run)
     return groups
 
 
 def write_table(runs: list[Run], path: pathlib.Path) -> None:
     """`table.csv`: config, method, seed, step and one column per metric; a row per logged step of every run.
 
-    The results (`test_accuracy` and what belongs to it) stand in the row of the last step.
+    The results (`test_accuracy` and what belongs to it) stand in the row of the last step. Settings that are not the
+    same in all runs get a column at the end, `setting/<name>`.
     """
     rows = []
     for run in runs:
@@ -84,33 +104,40 @@ def write_table(runs: list[Run], path: pathlib.Path) -> None:
         lines = {line["step"]: {**head, **line} for line in run.log}
         if run.result is not None:
             lines.setdefault(run.result["step"], {**head}).update(run.result)
-        rows += [lines[step] for step in sorted(lines)]
+        rows += [(run.about["settings"], lines[step]) for step in sorted(lines)]
     first = ["config", "method", "seed", "step"]
     results = sorted({name for run in runs if run.result for name in run.result} - set(first))
-    columns = [*first, *results, *sorted({name for row in rows for name in row} - set(first) - set(results))]
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, columns, restval="")
+    metrics = sorted({name for _, row in rows for name in row} - set(first) - set(results))
+    settings = [run.about["settings"] for run in runs]
+    names = sorted({name for setting in settings for name in setting})
+    differ = [name for name in names if any(setting.get(name) != settings[0].get(name) for setting in settings)]
+    temporary = path.with_suffix(".partial")
+    with temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(
+            stream, [*first, *results, *metrics, *(f"setting/{name}" for name in differ)], restval=""
+        )
         writer.writeheader()
-        writer.writerows(rows)
+        for setting, row in rows:
+            row |= {f"setting/{name}": configs.as_text(setting.get(name, "")) for name in differ}
+            writer.writerow(row)
+    os.replace(temporary, path)
 
 
-def summary_table(runs: list[Run], title: str) -> Table:
+def summary_table(groups: dict[str, list[Run]], title: str) -> Table:
     """The comparison for the terminal: a row per method, mean and interval of every result."""
-    table = Table(
-        title=title, title_justify="left", caption="mean over seeds, 95 % interval of the mean", caption_justify="left"
-    )
+    results = {method: [run.result for run in group if run.result is not None] for method, group in groups.items()}
+    shown = [name for name in terminal.NAMES if any(name in result for found in results.values() for result in found)]
+    table = Table(title=title, title_justify="left")
     table.add_column("method")
     table.add_column("seeds", justify="right")
-    shown = [name for name in terminal.NAMES if any(run.result and name in run.result for run in runs)]
     for name in shown:
         table.add_column(terminal.NAMES[name], justify="right")
-    for method, group in by_method(runs).items():
-        finished = [run.result for run in group if run.result is not None]
+    for method, found in results.items():
         cells = []
         for name in shown:
-            values = [result[name] for result in finished if name in result]
+            values = [result[name] for result in found if name in result]
             cells.append(_cell(values, 100 if "accuracy" in name else 1, 1 if "accuracy" in name else 3))
-        table.add_row(method, str(len(finished)), *cells)
+        table.add_row(method, str(len(found)), *cells)
     return table
 
 
@@ -124,25 +151,23 @@ def _cell(values, scale: float, digits: int) -> str:
 def write(directory: pathlib.Path) -> None:
     """Writes `table.csv` and the plots, and shows the table."""
     runs = read_runs(directory)
+    groups = by_method(runs)
     write_table(runs, directory / "table.csv")
-    drawn = plots.draw_all(by_method(runs), directory)
-    configs = ", ".join(sorted({run.about["config"] for run in runs}))
-    settings = runs[0].about["settings"]
-    terminal.show(summary_table(runs, f"{configs}, {settings['steps']} steps"))
-    console = Console()
-    for path in [directory / "table.csv", *drawn]:
-        console.print(f"  {path}", soft_wrap=True, highlight=False)
+    drawn = plots.draw_all(groups, directory)
+    titles = sorted({f"{run.about['config']}, {run.about['settings']['steps']} steps" for run in runs})
+    terminal.show(summary_table(groups, "; ".join(titles)))
+    terminal.explain([name for run in runs for name in run.result or ()])
+    unfinished = [run for run in runs if run.result is None]
+    if unfinished:
+        terminal.line(f"Not finished: {len(unfinished)} of {len(runs)} runs, such as {unfinished[0].directory}")
+    terminal.show_files("Table", [directory / "table.csv"])
+    if drawn:
+        terminal.show_files("Plots", drawn)
 
 
 def main(argv=None) -> int:
     """Runs the command line; bad input ends with one message on standard error and status 2."""
-    first, _, rest = __doc__.partition("\n\n")
-    found = argparse.ArgumentParser(
-        "python -m experiments.report",
-        description=first,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = command_line.bare_parser("python -m experiments.report", __doc__)
     found.add_argument("directory", metavar="DIR", type=pathlib.Path, help="what --out was")
     arguments = found.parse_args(argv)
     return command_line.guarded(lambda: write(arguments.directory))

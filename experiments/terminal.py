@@ -10,15 +10,22 @@ from rich.table import Table
 NAMES = {
     "test_accuracy": "test accuracy %",
     "selected_test_accuracy": "at best validation %",
-    "corrupted_auroc": "corrupted-sample AUROC",
+    "corrupted_auroc": "corrupted AUROC",
+}
+EXPLAINED = {
+    "test_accuracy": "  test accuracy: of the last step",
+    "selected_test_accuracy": "  at best validation: test accuracy of the step with the best validation accuracy",
+    "corrupted_auroc": "  corrupted AUROC: how well low weights tell wrong labels (0.5: not at all, 1: perfectly)",
 }
 
 
 @contextlib.contextmanager
 def progress():
-    """Gives `follow(label, total) -> on_step`: starts a bar, in place of the last one, and moves it.
+    """Gives `follow(label, total) -> on_step`, a function that moves a bar to a step.
 
-    Labels that end in a colon are kept to the end; any other bar makes room for the next.
+    Nothing is drawn before the first step is reported, so that messages about bad input stand alone. A label that ends
+    in a colon keeps its bar to the end; any other bar makes room for the next. Nothing moves where standard error is no
+    terminal: the bars are printed once, at the end.
     """
     columns = (
         TextColumn("{task.description:<24}"),
@@ -28,19 +35,30 @@ def progress():
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bars:
-        passing = []
+    bars = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+    passing = []
 
-        def follow(label: str, total: int):
-            if not label.endswith(":"):
-                while passing:
-                    bars.remove_task(passing.pop())
-            task = bars.add_task(label, total=total)
-            if not label.endswith(":"):
-                passing.append(task)
-            return lambda step: bars.update(task, completed=min(step, total))
+    def follow(label: str, total: int):
+        started = []
 
+        def on_step(step: int) -> None:
+            if not started:
+                bars.start()
+                if not label.endswith(":"):
+                    while passing:
+                        bars.remove_task(passing.pop())
+                started.append(bars.add_task(label, total=total))
+                if not label.endswith(":"):
+                    passing.append(started[0])
+            bars.update(started[0], completed=min(step, total))
+
+        return on_step
+
+    try:
         yield follow
+    finally:
+        if bars.live.is_started:
+            bars.stop()
 
 
 def show(table: Table) -> None:
@@ -48,11 +66,30 @@ def show(table: Table) -> None:
     Console().print(table)
 
 
+def line(text: str) -> None:
+    """Prints one line, however long."""
+    Console().print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def explain(results) -> None:
+    """Says what the columns of a comparison are, for those of them that are among `results`."""
+    line("Means over seeds ± half a 95 % confidence interval.")
+    for name in [name for name in EXPLAINED if name in set(results)]:
+        line(EXPLAINED[name])
+
+
+def show_files(label: str, paths) -> None:
+    """One line for files of one folder."""
+    paths = list(paths)
+    names = ", ".join(path.name for path in paths)
+    line(f"{label}: {paths[0] if len(paths) == 1 else f'{names} in {paths[0].parent}'}")
+
+
 def show_result(title: str, result: dict, directory: pathlib.Path) -> None:
     """The result of one run, and where its files are."""
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in result.items():
         scaled = f"{100 * value:.2f}" if "accuracy" in name else f"{value:.4g}"
-        table.add_row(NAMES.get(name, name.replace("_", " ")), scaled)
+        table.add_row(NAMES.get(name, name.replace("_", " ") + " %" * ("accuracy" in name)), scaled)
     show(table)
-    Console().print(f"Files: {directory}", soft_wrap=True)
+    show_files("Files", [directory / name for name in ("result.json", "metrics.jsonl", "weights.npz")])

@@ -8,9 +8,11 @@ import functools
 import math
 import pathlib
 import time
+import zlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from auxjax import make_step, methods, task_weights
@@ -22,6 +24,8 @@ from experiments.statistics import auroc
 
 WITH_DEV = "+dev"
 DEV_MODES = ("held_out", "train")
+AT_LEAST_ONE = {"steps", "log_every", "checkpoint_every", "inner_steps", "batch_size", "outer_batch_size", "hidden"}
+AT_LEAST_ONE |= {"channels"}
 
 
 class Shapes(NamedTuple):
@@ -52,16 +56,30 @@ def parse_method(name: str) -> tuple[str, bool]:
 
 def check_settings(settings) -> None:
     """Raises a ValueError for settings no run can have; what concerns data is for the loader to say."""
-    for name in ("steps", "log_every", "checkpoint_every", "inner_steps", "batch_size", "outer_batch_size"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}={getattr(settings, name)}: wanted a whole number of at least 1.")
+    for name, value in dataclasses.asdict(settings).items():
+        numbers = [part for part in (value if isinstance(value, tuple) else (value,)) if not isinstance(part, str)]
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            raise ValueError(f"{name}={value}: wanted a finite number of at least 0.")
+        if name in AT_LEAST_ONE and not all(1 <= number < 2**31 for number in numbers):
+            raise ValueError(f"{name}={value}: wanted a whole number of at least 1 (and below 2^31).")
     if settings.dev not in DEV_MODES:
         raise ValueError(f"dev={settings.dev!r}: wanted one of {', '.join(DEV_MODES)}.")
 
 
+def check_seed(seed: int) -> None:
+    """Raises a ValueError for a seed that not every random generator takes."""
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed {seed}: wanted a whole number from 0 to 2^31 - 1.")
+
+
+def describe(config: str, settings, method: str, seed: int) -> dict:
+    """What makes two runs the same, as plain values."""
+    return {"config": config, "method": method, "seed": seed, "settings": dataclasses.asdict(settings)}
+
+
 @functools.lru_cache(maxsize=32)
 def compiled(config: str, settings, method: str, shapes: Shapes):
-    """The experiment and its step. Cached, so that all seeds of one process share what was compiled."""
+    """The experiment, `init`, `step` and the weights, cached: the seeds of one process share what was compiled."""
     experiment = configs.get(config).build(settings, method, shapes)
     init, step = make_step(
         experiment.model,
@@ -71,7 +89,13 @@ def compiled(config: str, settings, method: str, shapes: Shapes):
         draw_inner=experiment.draw_inner,
         draw_outer=experiment.draw_outer,
     )
-    return experiment, init, step
+
+    @jax.jit
+    def weigh(state, data, indices):
+        batch = experiment.batch_of(data, indices)
+        return task_weights(experiment.model, experiment.method, state, batch, key=jax.random.key(0))
+
+    return experiment, init, step, weigh
 
 
 def train(config, settings, method, seed, directory, *, data_dir=None, on_step=lambda step: None) -> dict:
@@ -88,21 +112,24 @@ def train(config, settings, method, seed, directory, *, data_dir=None, on_step=l
 
     Raises:
       ValueError: anything wrong with the names, the settings, the data or the folder, before training starts.
-      FloatingPointError: a loss stopped being finite; what was logged and saved stays.
+      FloatingPointError: a loss or a parameter stopped being finite; what was logged and saved stays.
     """
     directory = pathlib.Path(directory)
     base, with_dev = parse_method(method)
     check_settings(settings)
-    description = {"config": config, "method": method, "seed": seed, "settings": dataclasses.asdict(settings)}
+    check_seed(seed)
+    description = describe(config, settings, method, seed)
+    finished = records.find_run(directory, description)
+    if finished is not None:
+        on_step(finished["step"])
+        return finished
+    started = time.perf_counter()
+
     splits = configs.get(config).load(settings, seed, data_dir)
     check_splits(splits)
     train_split = merge(splits.train, splits.dev) if with_dev or settings.dev == "train" else splits.train
     shapes = Shapes(splits.train["image"].shape[1:], splits.num_classes, len(train_split["label"]))
-    experiment, init, step = compiled(config, settings, base, shapes)
-    finished = records.open_run(directory, description, {"data": splits.source, "primary": experiment.model.primary})
-    if finished is not None:
-        return finished
-    started = time.perf_counter()
+    experiment, init, step, weigh = compiled(config, settings, base, shapes)
 
     inner_data = on_device(train_split)
     outer_data = inner_data if settings.dev == "train" else on_device(splits.dev)
@@ -110,50 +137,89 @@ def train(config, settings, method, seed, directory, *, data_dir=None, on_step=l
     params, model_state = experiment.init_params(key_params)
     state = init(key_run, params, inner_data, model_state)
     carried = {"state": state, "best": _copy((state.params, state.model_state))}
-    note = {"best_accuracy": -1.0, "best_step": 0}
+    note = {"best_accuracy": -1.0, "best_step": 0, "lines": 0}
 
-    with open_checkpoints(directory / "checkpoints") as manager:
-        found = restore(manager, carried)
-        if found is not None:
-            carried, note = found.tree, found.note
+    beside = {"data": splits.source, "data_crc32": _crc32(splits), "primary": experiment.model.primary}
+    with (
+        records.claim(directory, description, beside),
+        open_checkpoints(directory / "checkpoints") as manager,
+    ):
+        carried, note = _resume(manager, directory, carried, note)
         at = int(carried["state"].step)
-        records.keep_lines_until(directory / "metrics.jsonl", at)
+        on_step(at)
         while at < settings.steps:
             carried["state"], metrics = step(carried["state"], inner_data, outer_data)
             at += experiment.inner_steps
             last = at >= settings.steps
-            if last or at % settings.log_every < experiment.inner_steps:
+            log = last or at % settings.log_every < experiment.inner_steps
+            keep = last or at % settings.checkpoint_every < experiment.inner_steps
+            if log or keep:
+                metrics = records.plain(metrics)
+                _check_finite(carried["state"], metrics, at, directory)
+            if log:
                 _log(directory, experiment, splits, carried, note, at, metrics)
                 on_step(at)
-            if last or at % settings.checkpoint_every < experiment.inner_steps:
+            if keep:
                 save(manager, at, carried, note)
-    result = _finish(directory, experiment, splits, train_split, carried, note)
+                records.note_checkpoints(directory, manager.all_steps(), at)
+        result = _finish(directory, experiment, weigh, splits, train_split, carried, note)
     records.append_line(directory / "timing.jsonl", {"step": at, "seconds": time.perf_counter() - started})
     return result
 
 
+def _crc32(splits) -> int:
+    """A number that changes with any pixel, label or split: a run must go on with the data it began with."""
+    found = 0
+    for split in (splits.train, splits.dev, splits.validation, splits.test):
+        for name in ("image", "label", "example_id"):
+            found = zlib.crc32(np.ascontiguousarray(split[name]), found)
+    return found
+
+
+def _resume(manager, directory, carried, note) -> tuple[dict, dict]:
+    """The newest checkpoint, or what came in where there is none; the log is cut back to the same step.
+
+    Raises:
+      ValueError: the checkpoint or the log is damaged; the message says what to delete.
+    """
+    steps = sorted(manager.all_steps())
+    if steps:
+        records.check_checkpoint(directory, steps[-1], steps[:-1])
+    found = restore(manager, carried)
+    if found is not None:
+        carried, note = found.tree, found.note
+    records.keep_lines(directory / "metrics.jsonl", int(carried["state"].step), note["lines"])
+    return carried, note
+
+
+def _check_finite(state, metrics, at, directory) -> None:
+    broken = sorted(name for name, value in metrics.items() if name.startswith("loss/") and not math.isfinite(value))
+    if not broken and all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)):
+        return
+    what = f"{broken[0]} is {metrics[broken[0]]}" if broken else "a parameter is not finite"
+    raise FloatingPointError(
+        f"{what} at step {at}, so training stopped. The log and the checkpoints in {directory} are from before. "
+        "Try a smaller learning rate (in another --out), or look for bad values in the data."
+    )
+
+
 def _copy(tree):
-    return jax.tree.map(jax.numpy.copy, tree)
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _log(directory, experiment, splits, carried, note, at, metrics) -> None:
     """Writes one line of metrics, with the accuracy on validation; keeps the params that did best there."""
-    state, metrics = carried["state"], records.plain(metrics)
-    broken = sorted(name for name, value in metrics.items() if name.startswith("loss/") and not math.isfinite(value))
-    if broken:
-        raise FloatingPointError(
-            f"{broken[0]} is {metrics[broken[0]]} at step {at}. The log and the checkpoints in {directory} are from "
-            "before. Try a smaller learning rate, or look for bad values in the data."
-        )
+    state = carried["state"]
     validation = splits.validation
     accuracy = experiment.evaluate(state.params, state.model_state, validation["image"], validation["label"])
     if accuracy > note["best_accuracy"]:
         note.update(best_accuracy=accuracy, best_step=at)
         carried["best"] = _copy((state.params, state.model_state))
     records.append_line(directory / "metrics.jsonl", {"step": at, "validation_accuracy": accuracy, **metrics})
+    note["lines"] += 1
 
 
-def _finish(directory, experiment, splits, train_split, carried, note) -> dict:
+def _finish(directory, experiment, weigh, splits, train_split, carried, note) -> dict:
     """Looks at the test set, once: with the last params, and with those that validation chose."""
     state, test = carried["state"], splits.test
     result = {
@@ -163,7 +229,7 @@ def _finish(directory, experiment, splits, train_split, carried, note) -> dict:
         "selected_step": note["best_step"],
         "selected_validation_accuracy": note["best_accuracy"],
     }
-    weights = _training_weights(experiment, state, train_split)
+    weights = _training_weights(weigh, state, train_split)
     corrupted = train_split["corrupted"]
     if corrupted.any() and not corrupted.all():
         result["corrupted_auroc"] = auroc(weights[experiment.model.primary], ~corrupted)
@@ -173,11 +239,9 @@ def _finish(directory, experiment, splits, train_split, carried, note) -> dict:
     return result
 
 
-def _training_weights(experiment, state, train_split, chunk: int = 1000) -> dict[str, np.ndarray]:
+def _training_weights(weigh, state, train_split, chunk: int = 1000) -> dict[str, np.ndarray]:
     """The weights of all training examples, in parts of about `chunk`: a whole data set need not fit in one batch."""
     data, count = on_device(train_split), len(train_split["label"])
-    parts = []
-    for indices in np.array_split(np.arange(count, dtype=np.int32), -(-count // chunk)):
-        batch = experiment.batch_of(data, jax.numpy.asarray(indices))
-        parts.append(task_weights(experiment.model, experiment.method, state, batch, key=jax.random.key(0)))
-    return {task: np.concatenate([np.asarray(part[task]) for part in parts]) for task in parts[0]}
+    parts = np.array_split(np.arange(count, dtype=np.int32), -(-count // chunk))
+    found = [jax.device_get(weigh(state, data, indices)) for indices in parts]
+    return {task: np.concatenate([part[task] for part in found]) for task in found[0]}

@@ -48,10 +48,21 @@ def override(settings, assignments: list[str]):
     return dataclasses.replace(settings, **changes)
 
 
+_KINDS = {int: "whole number", float: "number", str: "word"}
+
+
 def _parse(name: str, text: str, default):
+    if not isinstance(default, tuple):
+        kind, wanted, such_as = type(default), f"a {_KINDS[type(default)]}", default
+    else:
+        kind = type(default[0])
+        wanted, such_as = f"{_KINDS[kind]}s separated by commas", as_text(default)
     try:
-        if isinstance(default, tuple):
-            return tuple(type(default[0])(part) for part in text.split(",") if part)
-        return type(default)(text)
+        return tuple(kind(part) for part in text.split(",") if part) if isinstance(default, tuple) else kind(text)
     except ValueError:
-        raise ValueError(f"--set {name}={text}: wanted a {type(default).__name__}, such as {default!r}.") from None
+        raise ValueError(f"--set {name}={text}: wanted {wanted}, such as {name}={such_as}.") from None
+
+
+def as_text(value) -> str:
+    """A setting's value as `--set` takes it."""
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -37,6 +37,7 @@ class Settings:
     outer_learning_rate: float = 1e-2
     channels: tuple[int, ...] = (64, 64, 128, 128)
     padding: int = 4
+    temperature: float = 0.01
     auxiliary: tuple[str, ...] = ("rotation",)
     dev: str = "held_out"
     train_size: int = 0
@@ -65,7 +66,7 @@ def method_options(settings, shapes) -> dict[str, dict]:
             "form": "two_stage",
             "outer_optimizer": optax.adam(1e-2),
             "step_size": 0.1,
-            "temperature": 1.0 / shapes.num_train,
+            "temperature": settings.temperature / shapes.num_train,
             "max_updates": 200,
         },
         "jtds": {"outer_optimizer": optax.adam(settings.outer_learning_rate)},

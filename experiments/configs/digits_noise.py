@@ -30,6 +30,7 @@ class Settings:
     learning_rate: float = 3e-4
     outer_learning_rate: float = 0.2
     hidden: int = 128
+    temperature: float = 0.01
     auxiliary: tuple[str, ...] = ("rotation",)
     dev: str = "held_out"
     dev_size: int = 200
@@ -51,7 +52,7 @@ def method_options(settings, shapes) -> dict[str, dict]:
             "form": "two_stage",
             "outer_optimizer": optax.adam(1e-2),
             "step_size": 0.1,
-            "temperature": 1.0 / shapes.num_train,
+            "temperature": settings.temperature / shapes.num_train,
             "max_updates": 150,
         },
         "jtds": {"outer_optimizer": optax.adam(settings.outer_learning_rate)},
