@@ -21,10 +21,15 @@ from auxjax.score_matching import fisher_divergence as fisher_divergence
 from auxjax.score_matching import score_matching_gradient as score_matching_gradient
 from auxjax.simplex import project_simplex as project_simplex
 from auxjax.solvers import SolveInfo as SolveInfo
+from auxjax.solvers import bicgstab as bicgstab
 from auxjax.solvers import cg as cg
 from auxjax.solvers import dense as dense
+from auxjax.solvers import gmres as gmres
 from auxjax.solvers import identity as identity
+from auxjax.solvers import minres as minres
 from auxjax.solvers import neumann as neumann
+from auxjax.solvers import normal_cg as normal_cg
+from auxjax.solvers import nystrom as nystrom
 from auxjax.training.state import TrainState as TrainState
 from auxjax.training.step import make_step as make_step
 from auxjax.training.step import task_weights as task_weights

@@ -10,7 +10,8 @@ import auxjax
 ROOT = pathlib.Path(__file__).parent.parent
 FIXED_NAMES = """
     weighted_loss langevin_step add_langevin_noise fisher_divergence score_matching_gradient project_simplex
-    BilevelProblem HypergradInfo SolveInfo implicit one_step finite_difference unrolled neumann cg dense identity
+    BilevelProblem HypergradInfo SolveInfo implicit one_step finite_difference unrolled
+    neumann cg normal_cg gmres bicgstab minres nystrom dense identity
     TaskLosses TaskModel Method methods make_step task_weights TrainState
 """.split()
 HEAVY = "jaxopt tensorflow tensorflow_datasets flax orbax matplotlib sklearn experiments".split()

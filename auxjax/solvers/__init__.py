@@ -2,6 +2,14 @@
 
 from auxjax.solvers.base import SolveInfo as SolveInfo
 from auxjax.solvers.dense import dense as dense
+from auxjax.solvers.gmres import gmres as gmres
 from auxjax.solvers.identity import identity as identity
 from auxjax.solvers.krylov import cg as cg
+from auxjax.solvers.minres import minres as minres
 from auxjax.solvers.neumann import neumann as neumann
+from auxjax.solvers.nonsymmetric import bicgstab as bicgstab
+from auxjax.solvers.nonsymmetric import normal_cg as normal_cg
+from auxjax.solvers.nystrom import nystrom as nystrom
+from auxjax.solvers.preconditioners import adam_preconditioner as adam_preconditioner
+from auxjax.solvers.preconditioners import diagonal_preconditioner as diagonal_preconditioner
+from auxjax.solvers.preconditioners import nystrom_preconditioner as nystrom_preconditioner

@@ -22,7 +22,7 @@ from auxjax import tree_math
 from auxjax.solvers import base
 
 
-def _jaxopt_linear_solve():
+def jaxopt_linear_solve():
     """jaxopt's linear solvers; its notice that it is no longer maintained is the only warning held back."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="JAXopt is no longer maintained", category=DeprecationWarning)
@@ -60,7 +60,7 @@ def cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, precond
     base.check_non_negative("cg", rtol=rtol, damping=damping)
     if preconditioner is not None and not callable(preconditioner):
         raise TypeError(f"cg(preconditioner=) wants a function and got {type(preconditioner).__name__}.")
-    solve_cg = _jaxopt_linear_solve().solve_cg
+    solve_cg = jaxopt_linear_solve().solve_cg
 
     def solve(matvec, b, *, init=None, key=None):
         system = base.make_system("cg", matvec, b, init, key)

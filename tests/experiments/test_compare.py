@@ -14,8 +14,7 @@ METHODS = ("stl", "equal+dev", "jtds")
 COMMAND = ["digits_noise", "--methods", ",".join(METHODS), "--seeds", "0,1", *tiny(steps=50)]
 FILES = ["table.csv", "accuracy.png", "training.png", "weights.png", "filter.png", "samples.png"]
 
-# One worker for all: they share a comparison that takes a while.
-pytestmark = [pytest.mark.usefixtures("single_precision"), pytest.mark.xdist_group("compare")]
+pytestmark = pytest.mark.usefixtures("single_precision")
 
 
 @pytest.fixture(scope="module")

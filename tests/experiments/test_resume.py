@@ -25,7 +25,6 @@ from tests.experiments.commands import (
 )
 
 pytestmark = pytest.mark.usefixtures("single_precision")
-SHARED = pytest.mark.xdist_group("resume")  # one worker for the tests that share the half-done run
 JTDS = ["digits_noise", "--method", "jtds", "--seed", "3", "--steps", "480"]
 JTDS += ["--set", "log_every=20", "--set", "checkpoint_every=80", "--set", "hidden=32"]
 
@@ -114,7 +113,6 @@ def copied(half_done, tmp_path):
     return command, whole, shutil.copytree(half, tmp_path / "run")
 
 
-@SHARED
 def test_lines_after_the_checkpoint_are_dropped_and_a_cut_one_too(copied):
     command, whole, run = copied
     with (run / "metrics.jsonl").open("a") as stream:
@@ -123,7 +121,6 @@ def test_lines_after_the_checkpoint_are_dropped_and_a_cut_one_too(copied):
     assert_same_run(whole, run)
 
 
-@SHARED
 def test_a_folder_claimed_by_a_process_that_died_at_once_is_free(half_done, tmp_path):
     command, whole, _ = half_done
     run = tmp_path / "run"
@@ -134,7 +131,6 @@ def test_a_folder_claimed_by_a_process_that_died_at_once_is_free(half_done, tmp_
     assert_same_run(whole, run)
 
 
-@SHARED
 def test_killed_between_the_last_checkpoint_and_the_result(half_done, tmp_path):
     command, whole, _ = half_done
     run = shutil.copytree(whole, tmp_path / "run")
@@ -144,7 +140,6 @@ def test_killed_between_the_last_checkpoint_and_the_result(half_done, tmp_path):
     assert_same_run(whole, run)
 
 
-@SHARED
 @pytest.mark.parametrize("part", ["tree/manifest.ocdbt", "tree/_METADATA", "tree/d", "note/metadata"])
 def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on(copied, capsys, part):
     command, whole, run = copied
@@ -164,7 +159,6 @@ def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on(copied, ca
     assert_same_run(whole, run)
 
 
-@SHARED
 def test_without_any_good_checkpoint_the_run_starts_again(copied, capsys):
     command, whole, run = copied
     (run / "checkpoints" / "40" / "tree" / "manifest.ocdbt").unlink()
@@ -174,7 +168,6 @@ def test_without_any_good_checkpoint_the_run_starts_again(copied, capsys):
     assert_same_run(whole, run)
 
 
-@SHARED
 def test_a_checkpoint_whose_checksum_was_not_yet_written_is_used(copied):
     command, whole, run = copied
     (run / "checkpoints.json").write_text("{}")
@@ -182,7 +175,6 @@ def test_a_checkpoint_whose_checksum_was_not_yet_written_is_used(copied):
     assert_same_run(whole, run)
 
 
-@SHARED
 def test_a_log_damaged_before_the_checkpoint_is_refused(copied, capsys):
     command, _, run = copied
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -194,7 +186,6 @@ def test_a_log_damaged_before_the_checkpoint_is_refused(copied, capsys):
     assert "has 0 lines up to step 40, and there were 2" in refused(capsys, "run", *command, "--out", run)
 
 
-@SHARED
 def test_two_processes_cannot_work_on_one_run(copied, capsys):
     import fcntl
 

@@ -1,0 +1,137 @@
+"""Preconditioners for the Krylov solvers: linear functions r -> P r with P about the inverse of A + damping I.
+
+    P = diag(d)^{-1}                                                               diagonal
+    P = diag(sqrt(second_moment) + eps)^{-1}                                       that of Adam
+    P = U (lambda + damping)^{-1} U^T + (I - U U^T) / (lambda_rank + damping)      Nystrom
+
+A good one makes the eigenvalues of P A few or close to one another, and cuts the number of products by the square root
+of what it does to the condition number. All of them are symmetric positive definite, as `cg` and `minres` need; a
+factor of P changes nothing.
+
+Each is a `jax.tree_util.Partial`: a function that is a pytree, which jit, scan and checkpoints take as they take
+arrays, so that one sketch serves for many solves.
+
+Not for: matrices that are not symmetric, on which these are guesses.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+
+from auxjax import tree_math
+from auxjax.random_keys import check_key
+from auxjax.solvers import base
+from auxjax.solvers.nystrom import apply_inverse, sketch_matrix
+
+
+def diagonal_preconditioner(diagonal):
+    """Preconditioner of Jacobi: division by a diagonal.
+
+    `P r = r / d`
+
+    Args:
+      diagonal: pytree like the right-hand sides, d > 0: the diagonal of A + damping I, or an estimate. Where it is not
+        positive its absolute value is taken, at least eps times the largest entry: P stays positive definite.
+
+    Returns:
+      `r -> P r`, a pytree. Cost: no product.
+
+    Raises:
+      TypeError: a leaf is not real floating.
+      ValueError: there are no leaves.
+    """
+    diagonal = _check_floating("diagonal_preconditioner(diagonal=)", diagonal)
+    high = jax.tree.map(jnp.abs, tree_math.upcast(diagonal))
+    largest = jnp.max(jnp.stack([jnp.max(leaf, initial=0) for leaf in jax.tree.leaves(high)]))
+    unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    floor = jnp.finfo(unit.dtype).eps.astype(unit.dtype) * unit
+    return Partial(_divide, jax.tree.map(lambda leaf: jnp.maximum(leaf, floor), high))
+
+
+def adam_preconditioner(second_moment, eps: float = 1e-8):
+    """Preconditioner that Adam uses.
+
+    `P r = r / (sqrt(second_moment) + eps)`
+
+    Costs nothing where Adam trains the inner problem. The bias correction of the second moment is a factor and changes
+    nothing here (unless `eps` matters).
+
+    Args:
+      second_moment: pytree like `params`, running mean of the squared gradients (`nu` in optax's Adam state), >= 0.
+      eps: as in Adam.
+
+    Returns:
+      `r -> P r`, a pytree. Cost: no product.
+
+    Raises:
+      TypeError: a leaf is not real floating.
+      ValueError: `eps` is negative or not finite; there are no leaves.
+
+    Reference: Kingma, Ba, 2015, Adam: A Method for Stochastic Optimization, algorithm 1.
+    """
+    base.check_non_negative("adam_preconditioner", eps=eps)
+    second_moment = _check_floating("adam_preconditioner(second_moment=)", second_moment)
+    high = tree_math.upcast(second_moment)
+    return diagonal_preconditioner(
+        jax.tree.map(lambda nu: jnp.sqrt(jnp.maximum(nu, 0)) + jnp.asarray(eps, nu.dtype), high)
+    )
+
+
+def nystrom_preconditioner(matvec, like, rank: int, *, damping: float, key):
+    """Preconditioner from a randomised Nystrom approximation of A.
+
+    `P = U (lambda + damping)^{-1} U^T + (I - U U^T) / (lambda_rank + damping)`
+
+    Removes the `rank` largest eigenvalues: the condition number that is left is about
+    `(lambda_rank + damping) / (lambda_n + damping)`.
+
+    Args:
+      matvec: `x -> A x`, without damping, of pytrees like `like`; A symmetric positive semidefinite.
+      like: pytree of floating arrays, a right-hand side or `params`.
+      rank: number of random directions; at most n are used.
+      damping: that of the solver; 0 is allowed.
+      key: typed PRNG key that draws the directions.
+
+    Returns:
+      `r -> P r`, a pytree. Cost: `min(rank, n)` products at once, by `vmap`; afterwards none, and 6 n rank operations
+      per application. Held fixed under differentiation.
+
+    Raises:
+      TypeError: `matvec` is no function, `like` has leaves that are not real floating, `key` is an old-style key.
+      ValueError: an option out of range; `matvec(like)` is not like `like`.
+
+    Reference: Frangella, Tropp, Udell, 2023, Randomized Nystrom Preconditioning, equation 5.3.
+    """
+    base.check_count("nystrom_preconditioner", "rank", rank, 1)
+    base.check_non_negative("nystrom_preconditioner", damping=damping)
+    check_key(key, "nystrom_preconditioner(key=)")
+    system = base.make_system("nystrom_preconditioner", matvec, like, None, key)
+    sketch = sketch_matrix(system.matvec, system.b, rank, key)
+    smallest, largest = sketch.eigenvalues[-1], sketch.eigenvalues[0]
+    # Rounding error of the largest eigenvalue, below which the sketch knows nothing. 1 for the zero matrix.
+    floor = float(jnp.finfo(largest.dtype).eps) * largest
+    floor = jnp.where(floor + damping > 0, floor, jnp.ones_like(floor))
+    sketch = sketch._replace(eigenvalues=jnp.maximum(sketch.eigenvalues, floor) + damping)
+    return Partial(_low_rank, sketch, jnp.maximum(smallest, floor) + damping)
+
+
+def _check_floating(what: str, tree):
+    tree = jax.tree.map(jnp.asarray, tree)
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        raise ValueError(f"{what} has no leaves.")
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{what} has a leaf of dtype {leaf.dtype}; wanted real floating arrays.")
+    return tree
+
+
+def _divide(diagonal, r):
+    base.check_like("diagonal_preconditioner: the right-hand side", r, diagonal, "the diagonal")
+    return jax.tree.map(lambda a, d: (a.astype(d.dtype) / d).astype(a.dtype), r, diagonal)
+
+
+def _low_rank(sketch, outside, r):
+    flat, unravel = ravel_pytree(tree_math.cast_like(r, jax.tree.map(lambda a: a.astype(outside.dtype), r)))
+    return tree_math.cast_like(unravel(apply_inverse(sketch, flat, 0.0, outside)), r)
