@@ -27,10 +27,10 @@ demo: $(STAMP)
 	@$(BIN)/python -m experiments.compare digits_noise --methods stl,stl+dev,equal,arml,jtds --seeds 0,1,2 --out $(OUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow' -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' -q
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

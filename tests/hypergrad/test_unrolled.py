@@ -17,6 +17,8 @@ from tests.hypergrad.look_ahead import (
 )
 from tests.problems import flat_array, flatten, module_scaled_field, ridge, split, true_residual
 
+pytestmark = pytest.mark.slow  # compiles for minutes in all
+
 LOOPS = {
     "plain": ("inner", optax.sgd(0.3)),
     "momentum": ("update_field", optax.sgd(0.2, momentum=0.8, nesterov=True)),
