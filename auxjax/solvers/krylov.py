@@ -1,25 +1,27 @@
-"""Krylov solvers of jaxopt, with a report: conjugate gradients.
+"""Conjugate gradients for A x = b, A symmetric positive definite.
 
     x_k = argmin over x in x_0 + span{r_0, A r_0, ..., A^{k-1} r_0} of  <x, A x> / 2 - <b, x>
 
-The one file of the library that imports jaxopt, when a solver is made and not before. jaxopt runs the iteration; it
-returns the solution alone. What is added here: a right-hand side of unit length, so that tolerances mean the same on
-every scale; a stop at rounding error; a finite answer when the iteration breaks down; the true residual; the number of
-iterations. Derivatives are those of the linear system (another solve), as jaxopt defines them.
+Long iterations run in jaxopt, whose loop stops as soon as the residual is small enough. The one file of the library
+that imports it, when a solver is made and not before. jaxopt returns the solution alone; what is added here: a
+right-hand side of unit length, so that tolerances mean the same on every scale; a stop at rounding error; a finite
+answer when the iteration breaks down; the true residual; the number of iterations.
 
-jaxopt iterates in a `while_loop`. On the CPU convolutions inside loops are many times slower than outside: prefer
-`neumann` for convolutional networks there.
+Short iterations are written out on the CPU, where a convolution in a loop is many times slower than outside (10
+products of a small convolutional network: 913 ms in jaxopt's loop, about 50 written out). They need one product less,
+as the start is known to be zero, and see the curvature along every direction.
 
 Not for: systems that are not symmetric positive definite (damping may make them so).
 """
 
 import warnings
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from auxjax import tree_math
-from auxjax.solvers import base
+from auxjax.solvers import base, iteration
 
 
 def jaxopt_linear_solve():
@@ -30,8 +32,15 @@ def jaxopt_linear_solve():
     return linear_solve
 
 
-def cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, preconditioner=None):
-    """Solver by (preconditioned) conjugate gradients, through jaxopt.
+def cg(
+    *,
+    max_steps: int = 20,
+    rtol: float = 1e-3,
+    damping: float = 0.0,
+    preconditioner=None,
+    unroll: bool | None = None,
+):
+    """Solver by (preconditioned) conjugate gradients, through jaxopt where it loops.
 
     `x ~ (A + damping I)^{-1} b`, A symmetric and `A + damping I` positive definite
 
@@ -45,11 +54,15 @@ def cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, precond
       damping: multiple of the identity added to A.
       preconditioner: linear function, pytree like `b` -> the same, that approximates the inverse of `A + damping I`;
         symmetric positive definite.
+      unroll: whether the steps are written out. `None` does so for up to 32 steps on the CPU and loops, through
+        jaxopt, elsewhere. Written-out steps are all computed, and counted: where a warm start or a preconditioner
+        makes most of them needless, and the model has no convolutions, False is faster.
 
     Returns:
-      `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`; `key` is not used. `min_curvature` is the Rayleigh
-      quotient of the solution.
-      Cost: steps + 2 matrix-vector products (one for the initial residual, one for the true residual at the end).
+      `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`; `key` is not used. `min_curvature` is the smallest
+      Rayleigh quotient of the solution and, written out, of the search directions. Differentiable (another solve).
+      Cost: steps + 1 matrix-vector products, the last for the true residual; one more with `init` or in a loop, for
+      the initial residual. Memory: 4 vectors, one more with a preconditioner.
 
     Raises:
       TypeError, ValueError: an option of the wrong type or out of range.
@@ -58,64 +71,103 @@ def cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, precond
     """
     base.check_count("cg", "max_steps", max_steps, 1)
     base.check_non_negative("cg", rtol=rtol, damping=damping)
-    if preconditioner is not None and not callable(preconditioner):
-        raise TypeError(f"cg(preconditioner=) wants a function and got {type(preconditioner).__name__}.")
+    iteration.check_preconditioner("cg", preconditioner)
+    written_out = iteration.choose_unroll("cg", unroll, max_steps)
     solve_cg = jaxopt_linear_solve().solve_cg
 
     def solve(matvec, b, *, init=None, key=None):
         system = base.make_system("cg", matvec, b, init, key)
 
-        def damped(x):
-            product = system.matvec(x)
-            return tree_math.add_scaled(product, damping, x) if damping else product
-
-        start = jax.tree.map(jnp.zeros_like, system.b) if system.start is None else system.start
-
-        def run(_, right):
-            """jaxopt's iteration on a right-hand side of unit length: solution and number of steps."""
-            # Derivatives solve systems with other right-hand sides, for which the guess is no guess.
-            guess = tree_math.scale(_equal(right, system.b).astype(system.norm.dtype), start)
-            size = tree_math.norm(right)
-            unit = jnp.where(size > 0, size, jnp.ones_like(size))
-            right = tree_math.scale(1.0 / unit, right)
-            operator, tag = _count_steps(damped, max_steps, size)
+        def iterate(operator, right, guess):
+            tolerance = iteration.stop_at(rtol, system.norm.dtype)
+            apply = None
+            if preconditioner is not None:
+                apply = iteration.make_preconditioner("cg", preconditioner, b, right)
+            if written_out:
+                residual = right if init is None else tree_math.add_scaled(right, -1.0, operator(guess))
+                first = _start(guess, residual, apply, tolerance)
+                last, trips = iteration.repeat(
+                    lambda s: _step(operator, apply, s, tolerance), first, max_steps, written_out
+                )
+                return last.x, (trips + jnp.int32(init is not None), last.quotient - damping)
+            marked, tag = _count_steps(operator, max_steps, tree_math.norm(right))
             x, tags = solve_cg(
-                operator,
+                marked,
                 (right, tag),
-                init=(tree_math.scale(1.0 / unit, guess), jnp.zeros_like(tag)),
-                # A little less than asked for: the recurrence that jaxopt watches drifts from the true residual.
-                tol=max(0.9 * rtol, float(jnp.finfo(size.dtype).eps)),
+                init=(guess, jnp.zeros_like(tag)),
+                tol=tolerance,
                 maxiter=max_steps,
-                M=None if preconditioner is None else _precondition(preconditioner, b, right),
+                M=None if apply is None else lambda pair: (apply(pair[0]), pair[1]),
             )
-            x = tree_math.scale(unit, x)
-            fine = tree_math.all_finite(x)
-            return tree_math.select(fine, x, guess), (jnp.sum(tags != 0, dtype=jnp.int32), fine)
+            return x, (jnp.sum(tags != 0, dtype=jnp.int32) + jnp.int32(1), jnp.full_like(system.norm, jnp.inf))
 
-        # The derivative is that of the linear system, not of the iteration.
-        x, (steps, fine) = jax.lax.custom_linear_solve(damped, system.b, solve=run, symmetric=True, has_aux=True)
-        info = base.report(system, x, damping, rtol, steps + 1)
+        x, (products, curvature), fine = iteration.framed_solve(system, damping, iterate, symmetric=True)
+        curvature = jnp.where(system.norm > 0, curvature, jnp.inf)
+        info = base.report(system, x, damping, rtol, products, curvature)
         return system.restore(x), info._replace(converged=info.converged & fine)
 
     return solve
 
 
-def _equal(x, y):
-    return jnp.all(jnp.stack([jnp.all(a == b) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)]))
+class _State(NamedTuple):
+    """Where the written-out iteration stands.
 
-
-def _precondition(preconditioner, like, right):
-    """The preconditioner on both blocks (see `_count_steps`), in units in which it is about the identity.
-
-    A factor of the preconditioner changes no iterate; without one, the two blocks are of different sizes.
+    Attributes:
+      x: current solution.
+      residual: b - A x by recurrence.
+      direction: next search direction.
+      square: `<r, M r>`, r the residual and M the preconditioner.
+      quotient: smallest Rayleigh quotient of a direction.
+      done: whether there is nothing left to do.
     """
 
-    def apply(r):
-        return tree_math.cast_like(preconditioner(tree_math.cast_like(r, like)), r)
+    x: Any
+    residual: Any
+    direction: Any
+    square: jax.Array
+    quotient: jax.Array
+    done: jax.Array
 
-    size = jnp.abs(base.rayleigh(right, apply(right)))
-    unit = jnp.where((size > 0) & jnp.isfinite(size), size, jnp.ones_like(size))
-    return lambda pair: (tree_math.scale(1.0 / unit, apply(pair[0])), pair[1])
+
+def _start(x, residual, apply, tolerance) -> _State:
+    direction = residual if apply is None else apply(residual)
+    square = tree_math.vdot(residual, direction)
+    size = tree_math.norm(residual)
+    return _State(x, residual, direction, square, jnp.full_like(square, jnp.inf), size <= tolerance)
+
+
+def _step(operator, apply, state: _State, tolerance) -> _State:
+    """One step; where the iteration is done its length is zero, and the solution stays as it is.
+
+    A direction without curvature, or with one that is not finite, ends the iteration. A negative curvature does not:
+    the step then goes to the saddle point along this direction.
+    """
+    one = jnp.ones_like(state.square)
+    product = operator(state.direction)
+    curvature = tree_math.vdot(state.direction, product)
+    length = state.square / jnp.where(curvature == 0, one, curvature)
+    possible = (curvature != 0) & jnp.isfinite(length) & ~state.done
+    quotient = curvature / tree_math.vdot(state.direction, state.direction)
+    length, quotient, possible = iteration.computed_once(
+        jnp.where(possible, length, jnp.zeros_like(length)),
+        jnp.where(possible, jnp.minimum(quotient, state.quotient), state.quotient),
+        possible.astype(length.dtype),
+    )
+    residual = tree_math.add_scaled(state.residual, -length, product)
+    mapped = residual if apply is None else apply(residual)
+    square = tree_math.vdot(residual, mapped)
+    size = square if apply is None else tree_math.vdot(residual, residual)
+    ratio = square / jnp.where(state.square == 0, one, state.square)
+    done = (possible == 0) | (jnp.sqrt(size) <= tolerance)
+    ratio, square, done = iteration.computed_once(ratio, square, done.astype(length.dtype))
+    return _State(
+        x=tree_math.add_scaled(state.x, length, state.direction),
+        residual=residual,
+        direction=tree_math.add_scaled(mapped, ratio, state.direction),
+        square=square,
+        quotient=quotient,
+        done=done > 0,
+    )
 
 
 def _count_steps(matvec, max_steps: int, size):

@@ -14,7 +14,6 @@ from tests.problems import (
     ridge,
     split,
     true_residual,
-    weighted_least_squares,
 )
 
 LOOK_AHEADS = {
@@ -118,23 +117,6 @@ def test_an_inner_loss_of_unit_curvature_is_solved():
     np.testing.assert_allclose(grad, np.cos(meta), rtol=1e-12)
     assert info.converged
     assert info.relative_residual < 1e-12
-
-
-def test_regression_every_example_weight_has_its_own_gradient():
-    """A peer broadcast one scalar over a vector of sample weights: error 29x."""
-    solved = weighted_least_squares()
-    point = solved._replace(params=split(np.linspace(-1.0, 1.0, 6)))
-    grad, _ = run(one_step(0.2), point)
-    inputs, targets = (np.asarray(x) for x in solved.inner_batch[:2])
-    others, other_targets = (np.asarray(x) for x in solved.outer_batch)
-    weights, w = 1 / (1 + np.exp(-np.asarray(solved.meta))), flat_array(point.params)
-    errors = inputs @ w - targets
-    ahead = w - 0.2 * (inputs.T @ (weights * errors) / 15 + 0.1 * w)
-    v = others.T @ (others @ ahead - other_targets) / 15
-    wanted = -0.2 * (inputs @ v) * errors * weights * (1 - weights) / 15
-    assert grad.shape == (15,)
-    np.testing.assert_allclose(grad, wanted, rtol=1e-10)
-    assert np.linalg.norm(np.full(15, np.sum(wanted)) - wanted) > np.linalg.norm(wanted)
 
 
 def test_jit_changes_nothing_and_vmap_is_a_loop():

@@ -23,15 +23,6 @@ def test_is_the_series_with_its_leading_step(terms):
     assert info.num_matvecs == terms + 1
 
 
-def test_regression_neumann_keeps_its_leading_factor():
-    """Without it the solution is 1/step too large, whatever the number of terms."""
-    system = spd()
-    x, _ = neumann(500, 0.2)(system.matvec, system.b)
-    np.testing.assert_allclose(x, system.solution, rtol=1e-10)
-    few, _ = neumann(3, 1e-4)(system.matvec, system.b)
-    np.testing.assert_allclose(few, 4e-4 * system.b, rtol=0, atol=1e-3 * np.linalg.norm(4e-4 * system.b))
-
-
 def test_error_stays_below_its_analytic_bound():
     system = spd()
     low, high = np.linalg.eigvalsh(system.matrix)[[0, -1]]
