@@ -5,12 +5,21 @@ task and of each example to use. What users need is here; everything else is in 
 """
 
 from auxjax import methods as methods
+from auxjax.hypergrad import Amortised as Amortised
 from auxjax.hypergrad import BilevelProblem as BilevelProblem
 from auxjax.hypergrad import HypergradInfo as HypergradInfo
+from auxjax.hypergrad import OptimizerPoint as OptimizerPoint
+from auxjax.hypergrad import amortise as amortise
 from auxjax.hypergrad import finite_difference as finite_difference
+from auxjax.hypergrad import fisher as fisher
+from auxjax.hypergrad import gauss_newton as gauss_newton
 from auxjax.hypergrad import implicit as implicit
 from auxjax.hypergrad import one_step as one_step
+from auxjax.hypergrad import optimizer_field as optimizer_field
+from auxjax.hypergrad import optimizer_fixed_point as optimizer_fixed_point
+from auxjax.hypergrad import single_loop as single_loop
 from auxjax.hypergrad import unrolled as unrolled
+from auxjax.hypergrad import warm_started as warm_started
 from auxjax.langevin import add_langevin_noise as add_langevin_noise
 from auxjax.langevin import langevin_step as langevin_step
 from auxjax.losses import weighted_loss as weighted_loss

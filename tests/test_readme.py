@@ -17,6 +17,7 @@ def programs(page):
 
 CASES = {f"README {number}": text for number, text in enumerate(programs("README.md"))}
 CASES["recipes"] = "\n".join(programs("docs/guide.md"))
+CASES["hypergradients"] = "\n".join(programs("docs/hypergradients.md"))
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -27,5 +28,5 @@ def test_program_runs(name):
 
 
 def test_the_example_on_ones_own_model_is_about_forty_lines():
-    assert len(CASES) == 3
+    assert len(CASES) == 4
     assert len([line for line in CASES["README 0"].splitlines() if line.strip()]) <= 42

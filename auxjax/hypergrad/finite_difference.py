@@ -61,14 +61,12 @@ def finite_difference(optimizer, *, epsilon: float = 0.01, opt_state=None, rtol:
             )
         inner_step.check_arguments("finite_difference estimator", level, key, init)
         field = inner_step.field_values(problem, level, level.theta, level.meta, inner_batch)
-        v, direct, u = inner_step.look_ahead(
-            "finite_difference", problem, level, optimizer, opt_state, field, outer_batch
-        )
+        outer, u = inner_step.look_ahead("finite_difference", problem, level, optimizer, opt_state, field, outer_batch)
         curvature, through = _difference(problem, level, inner_batch, u, epsilon)
-        system = base.make_system("finite_difference", lambda _: curvature, v, None, None)
+        system = base.make_system("finite_difference", lambda _: curvature, outer.v, None, None)
         # The report counts one product of its own, which here was a difference of gradients.
         report = base.report(system, tree_math.cast_like(u, system.b), 0.0, rtol, -1)
-        return problems.conclude(level, direct, through, field, u, report)
+        return problems.conclude(level, outer, through, field, u, report)
 
     return estimator
 

@@ -14,14 +14,17 @@ Not for: problems whose lower level is followed for a few steps only; unrolling 
 """
 
 import jax
+import jax.numpy as jnp
 
+from auxjax import tree_math
 from auxjax.hypergrad import problem as problems
+from auxjax.hypergrad import stacked
 from auxjax.hypergrad.problem import BilevelProblem
 from auxjax.random_keys import check_key
-from auxjax.solvers.base import check_like
+from auxjax.solvers.base import SolveInfo, check_like, make_system, report
 
 
-def implicit(solver):
+def implicit(solver, *, curvature=None, batches: str = "same"):
     """Estimator of hypergradients by the implicit function theorem.
 
     `meta_grad = d_meta outer - u^T d_meta field`, u the solver's solution of `J^T u = d_params outer`
@@ -29,6 +32,12 @@ def implicit(solver):
     Args:
       solver: `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`, such as `neumann(20)`, `cg()` or `dense()`.
         Damping is an option of the solver. `cg` needs an inner loss (a symmetric J).
+      curvature: what the system is solved with in place of `J^T`, as `gauss_newton(outputs, loss)` or
+        `fisher(losses, loss)` make it: `(level, inner_batch) -> matvec`. `None` for J itself, the Hessian of an inner
+        loss. `converged` is then about that system, `relative_residual` still about J.
+      batches: `"same"`: `inner_batch` is one batch. `"stacked"`: its leaves have a leading axis of mini-batches, and
+        the lower level is their mean, in memory all at once; `neumann(..., fresh_batches=True)` takes one per term.
+        Not together with `curvature`.
 
     Returns:
       `estimator(problem, params, meta, inner_batch, outer_batch, *, key=None, init=None) -> (meta_grad, info)`.
@@ -40,12 +49,13 @@ def implicit(solver):
 
       Cost: one outer gradient, one linearised inner gradient (or update field), the solver's products (each about two
       passes through the loss), and one forward-mode pass for the mixed derivative (a reverse pass for an update field).
+      With another curvature, one product with J more for the residual, which jit drops when nobody reads it.
 
       It raises TypeError or ValueError at trace time: losses that are not scalar, an update field or `init` that is not
       like `params`, `meta` that is not floating, an old-style `key`.
 
     Raises:
-      TypeError: `solver` is no function.
+      TypeError: `solver` or `curvature` is no function.
 
     Reference: Lorraine, Vicol, Duvenaud, 2020, Optimizing Millions of Hyperparameters by Implicit Differentiation,
     AISTATS, theorem 1; Pedregosa, 2016, Hyperparameter Optimization with Approximate Gradient, ICML.
@@ -53,6 +63,20 @@ def implicit(solver):
     if not callable(solver):
         raise TypeError(
             f"implicit(solver=) wants a solver such as neumann(20) or dense() and got {type(solver).__name__}."
+        )
+
+    if curvature is not None and not callable(curvature):
+        raise TypeError(
+            "implicit(curvature=) wants gauss_newton(...), fisher(...) or None for the Hessian and got "
+            f"{type(curvature).__name__}."
+        )
+
+    if batches not in ("same", "stacked"):
+        raise ValueError(f"implicit(batches={batches!r}): wanted 'same' or 'stacked'.")
+    if batches == "stacked" and curvature is not None:
+        raise ValueError(
+            "implicit(curvature=, batches='stacked'): a curvature takes one batch. Join the mini-batches into one, or "
+            "leave the curvature out."
         )
 
     def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
@@ -63,12 +87,29 @@ def implicit(solver):
         if init is not None:
             guess = problems.floating_part("implicit estimator(init=)", init, level)
             check_like("implicit estimator(init=)", guess, level.theta, "params")
-        v, direct = problems.outer_gradients(problem, level, outer_batch)
-        field, matvec, mixed = linearise(problem, level, inner_batch)
-        u, solve_info = solver(matvec, v, init=guess, key=key)
-        return problems.conclude(level, direct, mixed(u), field, u, solve_info)
+        outer = problems.outer_gradients(problem, level, outer_batch)
+        if batches == "stacked":
+            count = stacked.count_batches("implicit", inner_batch)
+            field, matvec, mixed = linearise(stacked.mean_problem(problem), level, inner_batch)
+            matvec = stacked.sampled_operator(problem, level, inner_batch, matvec, linearise, count)
+        else:
+            field, matvec, mixed = linearise(problem, level, inner_batch)
+        if curvature is None:
+            u, solve_info = solver(matvec, outer.v, init=guess, key=key)
+        else:
+            u, solve_info = solver(curvature(level, inner_batch), outer.v, init=guess, key=key)
+            solve_info = _measure(matvec, outer.v, u, solve_info)
+        return problems.conclude(level, outer, mixed(u), field, u, solve_info)
 
     return estimator
+
+
+def _measure(matvec, v, u, solve_info: SolveInfo) -> SolveInfo:
+    """The report on u with the residual of `J^T u = v` itself, and the curvature of J along u."""
+    system = make_system("implicit", matvec, v, None, None)
+    measured = report(system, tree_math.cast_like(u, system.b), 0.0, 0.0, solve_info.num_matvecs)
+    lowest = jnp.minimum(solve_info.min_curvature, measured.min_curvature)
+    return measured._replace(converged=solve_info.converged, min_curvature=lowest)
 
 
 def linearise(problem: BilevelProblem, level: problems.Level, batch):

@@ -81,12 +81,12 @@ def look_ahead(where, problem, level, optimizer, opt_state, field, outer_batch):
       field: the lower level's field at `level.theta`, not reduced yet.
 
     Returns:
-      `(v, direct, u)`: both outer gradients at the new variables, and u.
+      `(outer, u)`: the `OuterValue` at the new variables, and u.
     """
     theta, opt_state = start(where, optimizer, opt_state, level.theta)
     ahead, pull = jax.vjp(lambda g: advance(optimizer, theta, opt_state, g)[0], level.reduce(field))
-    v, direct = problems.outer_gradients(problem, level._replace(theta=ahead), outer_batch)
-    return v, direct, tree_math.scale(-1.0, pull(v)[0])
+    outer = problems.outer_gradients(problem, level._replace(theta=ahead), outer_batch)
+    return outer, tree_math.scale(-1.0, pull(outer.v)[0])
 
 
 def check_arguments(where: str, level: problems.Level, key, init) -> None:

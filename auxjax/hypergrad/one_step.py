@@ -59,9 +59,9 @@ def one_step(optimizer, *, opt_state=None, rtol: float = 1e-3):
         level = problems.make_level("one_step estimator", problem, params, meta)
         inner_step.check_arguments("one_step estimator", level, key, init)
         field, matvec, mixed = linearise(problem, level, inner_batch)
-        v, direct, u = inner_step.look_ahead("one_step", problem, level, optimizer, opt_state, field, outer_batch)
-        system = base.make_system("one_step", matvec, v, None, None)
+        outer, u = inner_step.look_ahead("one_step", problem, level, optimizer, opt_state, field, outer_batch)
+        system = base.make_system("one_step", matvec, outer.v, None, None)
         report = base.report(system, tree_math.cast_like(u, system.b), 0.0, rtol, 0)
-        return problems.conclude(level, direct, mixed(u), field, u, report)
+        return problems.conclude(level, outer, mixed(u), field, u, report)
 
     return estimator

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax import tree_math
+from auxjax.partition import mask_by_path, partition
 from auxjax.solvers.base import SolveInfo, check_like
 
 
@@ -31,6 +32,12 @@ class BilevelProblem:
       update_field: `(params, meta, batch) -> pytree like params`, the direction whose negative the lower level follows,
         zero at its fixed point. Exactly one of `inner` and `update_field`.
       outer: `(params, meta, batch) -> scalar`, the loss that `meta` minimise.
+      mask: which leaves of `params` take part: a predicate on the path of a leaf, such as
+        `lambda path: "trunk" in path`, a pytree of bools like `params` or a prefix of it, or `None` for all. The others
+        are held fixed, as if the lower level did not train them.
+      has_aux: whether the functions given return a pair `(value, aux)`, as training losses with metrics or model state
+        do. The outer loss's `aux` is in `HypergradInfo.aux`; the lower level's is dropped, so that computing a
+        hypergradient changes no model state.
       reduce: pytree -> pytree like it, the mean over replicas where each sees a part of the batch, for instance
         `lambda tree: jax.lax.pmean(tree, "device")` in a pmapped step. It is applied to every gradient, inside every
         matrix-vector product and to the mixed derivative: all replicas then solve the one global system. Under jit
@@ -46,6 +53,8 @@ class BilevelProblem:
     inner: Callable[[Any, Any, Any], jax.Array] | None = None
     update_field: Callable[[Any, Any, Any], Any] | None = None
     outer: Callable[[Any, Any, Any], jax.Array]
+    mask: Any = None
+    has_aux: bool = False
     reduce: Callable[[Any], Any] | None = None
 
     def __post_init__(self):
@@ -55,6 +64,8 @@ class BilevelProblem:
                 f"BilevelProblem got {came} of inner= and update_field=; wanted exactly one. Give inner=, a scalar "
                 "loss, or update_field=, the direction of the lower level's update, if that is not a gradient."
             )
+        if not isinstance(self.has_aux, bool):
+            raise TypeError(f"BilevelProblem(has_aux=) wants True or False and got {type(self.has_aux).__name__}.")
         for name in ("inner", "update_field", "outer", "reduce"):
             value = getattr(self, name)
             optional = name != "outer"
@@ -75,6 +86,8 @@ class HypergradInfo(NamedTuple):
       inner_grad_norm: norm of the field; the hypergradient is exact where it is zero.
       solution: u, a pytree like `params`; pass it as `init` to start the next solve from it.
       min_curvature: smallest Rayleigh quotient of J^T that the solver met; negative far from a minimum.
+      outer_loss: the outer loss where its gradient was taken.
+      aux: what the outer loss returned beside its value, with `has_aux`; `()` without. Not averaged over replicas.
     """
 
     relative_residual: jax.Array
@@ -85,13 +98,24 @@ class HypergradInfo(NamedTuple):
     inner_grad_norm: jax.Array
     solution: Any
     min_curvature: jax.Array | float = 0.0
+    outer_loss: jax.Array | float = 0.0
+    aux: Any = ()
+
+
+class OuterValue(NamedTuple):
+    """The outer loss at one point: its gradients in `theta` and, at fixed params, in `meta`, its value and its aux."""
+
+    v: Any
+    direct: Any
+    loss: jax.Array
+    aux: Any
 
 
 class Level(NamedTuple):
     """A problem at one point, as a function of the floating leaves of `params` alone.
 
     Attributes:
-      theta: `params` with `None` in place of every leaf that is not floating (counters, keys).
+      theta: `params` with `None` in place of every leaf that is not floating (counters, keys) or masked out.
       meta: outer variables as arrays.
       merge: puts the leaves of such a tree back into `params`.
       reduce: the problem's reduction, the identity by default.
@@ -125,6 +149,13 @@ def make_level(where: str, problem: BilevelProblem, params, meta) -> Level:
     for name, tree in (("params", theta), ("meta", meta)):
         if not jax.tree.leaves(tree):
             raise ValueError(f"{where}: {name} have no floating leaves; there is nothing to differentiate.")
+    if problem.mask is not None:
+        mask = mask_by_path(params, problem.mask) if callable(problem.mask) else problem.mask
+        chosen, put_back = partition(jax.tree.map(lambda _: False, params), mask)
+        taking_part = put_back([True] * len(chosen))
+        theta = jax.tree.map(lambda part, leaf: leaf if part else None, taking_part, theta)
+        if not jax.tree.leaves(theta):
+            raise ValueError(f"{where}: BilevelProblem(mask=) chooses no floating leaf of params.")
 
     def merge(tree):
         return jax.tree.map(lambda new, old: old if new is None else new, tree, params, is_leaf=_is_none)
@@ -146,35 +177,45 @@ def floating_part(where: str, tree, level: Level):
 
 
 def like_params(tree, level: Level):
-    """A pytree like `params` from one of its floating leaves; zeros in the other places."""
+    """A pytree like `params` from one like `level.theta`; zeros in the other places."""
 
     def fill(new, old):
-        return jnp.zeros(jnp.shape(old), jnp.float32) if new is None and old is not None else new
+        if new is not None or old is None:
+            return new
+        return jnp.zeros(jnp.shape(old), _dtype(old) if _is_float(old) else jnp.float32)
 
     return jax.tree.map(fill, tree, level.merge(level.theta), is_leaf=_is_none)
 
 
-def outer_gradients(problem: BilevelProblem, level: Level, batch):
-    """Gradients of the outer loss in `theta` and, at fixed params, in `meta`. Cost: one gradient."""
+def outer_loss(problem: BilevelProblem, level: Level, batch):
+    """The outer loss as a function `(theta, meta) -> (scalar, aux)`, checked."""
 
     def loss(theta, meta):
-        return check_scalar("outer", problem.outer(level.merge(theta), meta, batch))
+        value, aux = _split_aux(problem, "outer", problem.outer(level.merge(theta), meta, batch))
+        return check_scalar("outer", value), aux
 
-    return level.reduce(jax.grad(loss, argnums=(0, 1))(level.theta, level.meta))
+    return loss
 
 
-def conclude(level: Level, direct, through, field, u, solve_info: SolveInfo):
+def outer_gradients(problem: BilevelProblem, level: Level, batch) -> OuterValue:
+    """The outer loss and its gradients, reduced. Cost: one gradient."""
+    loss = jax.value_and_grad(outer_loss(problem, level, batch), argnums=(0, 1), has_aux=True)
+    (value, aux), gradients = loss(level.theta, level.meta)
+    return OuterValue(*level.reduce(gradients), level.reduce(value), aux)
+
+
+def conclude(level: Level, outer: OuterValue, through, field, u, solve_info: SolveInfo):
     """The hypergradient `direct - through` and its `HypergradInfo`.
 
     Args:
-      direct: the outer loss's own gradient in `meta`, reduced.
+      outer: the outer loss and its gradients, reduced.
       through: `u^T d_meta field`, reduced.
       field: the lower level's field, not reduced yet.
       u: solution of `J^T u = v`, like `level.theta`.
       solve_info: report on u.
     """
-    meta_grad = jax.tree.map(lambda a, b: a - b, direct, through)
-    norms = [jax.lax.stop_gradient(tree_math.norm(tree)) for tree in (direct, through, level.reduce(field))]
+    meta_grad = jax.tree.map(lambda a, b: a - b, outer.direct, through)
+    norms = [jax.lax.stop_gradient(tree_math.norm(tree)) for tree in (outer.direct, through, level.reduce(field))]
     info = HypergradInfo(
         solve_info.relative_residual,
         solve_info.num_matvecs,
@@ -182,20 +223,26 @@ def conclude(level: Level, direct, through, field, u, solve_info: SolveInfo):
         *norms,
         solution=like_params(u, level),
         min_curvature=solve_info.min_curvature,
+        outer_loss=jax.lax.stop_gradient(outer.loss),
+        aux=outer.aux,
     )
     return meta_grad, info
 
 
 def inner_loss(problem: BilevelProblem, level: Level, batch):
     """The inner loss as a function `(theta, meta) -> scalar`, checked."""
-    return lambda theta, meta: check_scalar("inner", problem.inner(level.merge(theta), meta, batch))
+
+    def loss(theta, meta):
+        return check_scalar("inner", _split_aux(problem, "inner", problem.inner(level.merge(theta), meta, batch))[0])
+
+    return loss
 
 
 def update_field(problem: BilevelProblem, level: Level, batch):
     """The update field as a function `(theta, meta) -> pytree like theta`, checked."""
 
     def field(theta, meta):
-        came = problem.update_field(level.merge(theta), meta, batch)
+        came, _ = _split_aux(problem, "update_field", problem.update_field(level.merge(theta), meta, batch))
         where = "BilevelProblem(update_field=) returned a pytree that"
         values = floating_part(where, came, level)
         check_like(where, values, theta, "params")
@@ -204,13 +251,25 @@ def update_field(problem: BilevelProblem, level: Level, batch):
     return field
 
 
+def _split_aux(problem: BilevelProblem, name: str, value):
+    """`(value, aux)` of what a function of the problem returned; aux is `()` without `has_aux`."""
+    if not problem.has_aux:
+        return value, ()
+    if not (isinstance(value, tuple) and len(value) == 2):
+        raise TypeError(
+            f"BilevelProblem({name}=, has_aux=True) returned {type(value).__name__}; wanted a pair (value, aux) from "
+            "each of the functions given."
+        )
+    return value
+
+
 def check_scalar(name: str, value):
     """Returns a loss as an array, and raises unless it is one floating number."""
     shapes = jax.tree.map(jnp.shape, value)
     if jax.tree.structure(value) != jax.tree.structure(0) or shapes != ():
         raise ValueError(
             f"BilevelProblem({name}=) returned {shapes if jax.tree.leaves(value) else value!r}; wanted one number of "
-            "shape (). Take the mean over the batch, and leave auxiliary outputs out."
+            "shape (). Take the mean over the batch; a loss that returns (value, aux) wants has_aux=True."
         )
     if not _is_float(value):
         raise TypeError(f"BilevelProblem({name}=) returned a value of type {_describe(value)}; wanted a float.")

@@ -117,7 +117,8 @@ def unrolled(
 
 def _trajectory(problem, level, optimizer, inner_batch, stacked, mode, unroll):
     """`run(carry, meta, nudge, first, last, remat)`: steps `first` to `last`, where carry = (theta, opt_state)."""
-    field = _transposable_field(problem, level) if mode == "reverse" else _plain_field(problem, level)
+    one_batch = jax.tree.map(lambda leaf: leaf[0], inner_batch) if stacked else inner_batch
+    field = _transposable_field(problem, level, one_batch) if mode == "reverse" else _plain_field(problem, level)
 
     def run(carry, meta, nudge, first, last, remat):
         def step(carry, batch):
@@ -134,12 +135,12 @@ def _reverse(problem, level, final, zero, last_batch, outer_batch, kept, rtol):
     """Hypergradient and info from the transposed derivative of `final(meta, nudge)`."""
     theta, pull = jax.vjp(final, level.meta, zero)
     there = level._replace(theta=theta)
-    v, direct = problems.outer_gradients(problem, there, outer_batch)
-    through, u = (tree_math.scale(-1.0, tree) for tree in pull(v))
+    outer = problems.outer_gradients(problem, there, outer_batch)
+    through, u = (tree_math.scale(-1.0, tree) for tree in pull(outer.v))
     values, matvec, _ = linearise(problem, there, last_batch)
-    system = base.make_system("unrolled", matvec, v, None, None)
+    system = base.make_system("unrolled", matvec, outer.v, None, None)
     report = base.report(system, tree_math.cast_like(u, system.b), 0.0, rtol, kept)
-    return problems.conclude(there, direct, level.reduce(through), values, u, report)
+    return problems.conclude(there, outer, level.reduce(through), values, u, report)
 
 
 def _forward(problem, level, final, zero, last_batch, outer_batch, kept, rtol):
@@ -155,7 +156,7 @@ def _forward(problem, level, final, zero, last_batch, outer_batch, kept, rtol):
 
     def value(meta):
         theta = final(meta, zero)
-        return problem.outer(level.merge(theta), level.meta, outer_batch), theta
+        return problems.outer_loss(problem, level, outer_batch)(theta, level.meta)[0], theta
 
     def along(direction):
         _, slope, theta = jax.jvp(value, (level.meta,), (unflatten(direction),), has_aux=True)
@@ -163,12 +164,12 @@ def _forward(problem, level, final, zero, last_batch, outer_batch, kept, rtol):
 
     slopes, theta = jax.vmap(along, out_axes=(0, None))(jnp.eye(ends[-1], dtype=dtype))
     there = level._replace(theta=theta)
-    v, direct = problems.outer_gradients(problem, there, outer_batch)
+    outer = problems.outer_gradients(problem, there, outer_batch)
     through = level.reduce(unflatten(-slopes))
     values = inner_step.field_values(problem, there, theta, level.meta, last_batch)
-    high = accumulation_dtype(v)
+    high = accumulation_dtype(outer.v)
     report = base.make_info(jnp.full((), math.nan, high), kept * ends[-1], jnp.asarray(False), jnp.zeros((), high))
-    return problems.conclude(there, direct, through, values, zero, report)
+    return problems.conclude(there, outer, through, values, zero, report)
 
 
 def _plain_field(problem, level):
@@ -181,34 +182,70 @@ def _plain_field(problem, level):
     return field
 
 
-def _transposable_field(problem, level):
+def _transposable_field(problem, level, batch):
     """The reduced field plus `nudge = 0`, with its transposed derivative written down.
 
     Written down for two reasons. It keeps the params and no activations. And where `reduce` is a mean over replicas,
     each transposes its own derivative and the results are averaged, which does not depend on how a collective is
-    transposed. The cotangent of `meta` stays local: it is averaged once, after the last step.
+    transposed. The cotangents of everything but `theta` stay local: that of `meta` is averaged once, after the last
+    step.
+
+    Args:
+      problem: the bilevel problem.
+      level: where it stands.
+      batch: a batch with the shapes and dtypes of every step's.
     """
 
-    def plain(theta, meta, nudge, batch):
-        del nudge  # it is zero, and adding it would cost a pass over the params
-        return level.reduce(inner_step.field_values(problem, level, theta, meta, batch))
+    def lower(theta, meta, batch):
+        if problem.inner is not None:
+            return problems.inner_loss(problem, level, batch)(theta, meta)
+        return problems.update_field(problem, level, batch)(theta, meta)
 
-    def forward(theta, meta, nudge, batch):
-        return plain(theta, meta, nudge, batch), (theta, meta, batch)
+    # A function with a derivative of its own may not close over traced values: they become arguments.
+    lower, constants = _hoist(lower, level.theta, level.meta, jax.tree.map(jnp.asarray, batch))
+
+    def plain(theta, meta, nudge, given):
+        del nudge  # it is zero, and adding it would cost a pass over the params
+        return level.reduce((jax.grad(lower) if problem.inner is not None else lower)(theta, meta, *given))
+
+    def forward(theta, meta, nudge, given):
+        return plain(theta, meta, nudge, given), (theta, meta, given)
 
     def backward(saved, cotangent):
-        theta, meta, batch = saved
+        theta, meta, given = saved
+        leaves, structure = jax.tree.flatten(given)
+        places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+        def call(theta, meta, floats):
+            filled = dict(zip(places, floats, strict=True))
+            return lower(theta, meta, *structure.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)]))
+
+        arguments = (theta, meta, [leaves[i] for i in places])
         if problem.inner is not None:
-            gradients = jax.grad(problems.inner_loss(problem, level, batch), argnums=(0, 1))
-            _, (at_theta, at_meta) = jax.jvp(lambda x: gradients(x, meta), (theta,), (cotangent,))
+            gradients = jax.grad(call, argnums=(0, 1, 2))
+            cotangents = jax.jvp(lambda x: gradients(x, *arguments[1:]), (theta,), (cotangent,))[1]
         else:
-            _, pull = jax.vjp(problems.update_field(problem, level, batch), theta, meta)
-            at_theta, at_meta = pull(cotangent)
-        return level.reduce(at_theta), at_meta, cotangent, None
+            cotangents = jax.vjp(call, *arguments)[1](cotangent)
+        at_theta, at_meta, at_floats = cotangents
+        filled = dict(zip(places, at_floats, strict=True))
+        at_given = structure.unflatten([filled.get(i) for i in range(len(leaves))])
+        return level.reduce(at_theta), at_meta, cotangent, at_given
 
     field = jax.custom_vjp(plain)
     field.defvjp(forward, backward)
-    return field
+    return lambda theta, meta, nudge, batch: field(theta, meta, nudge, (jax.tree.map(jnp.asarray, batch), constants))
+
+
+def _hoist(function, *arguments):
+    """`(function(*arguments, constants), constants)`: the values that `function` closes over, as one more argument."""
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    structure = jax.tree.structure(shape)
+
+    def call(*arguments):
+        *arguments, constants = arguments
+        return structure.unflatten(jax.core.eval_jaxpr(closed.jaxpr, constants, *jax.tree.leaves(arguments)))
+
+    return call, list(closed.consts)
 
 
 def _repeat(body, carry, xs, times: int, remat, unroll):

@@ -22,10 +22,13 @@ import jax.numpy as jnp
 import optax
 
 from auxjax.hypergrad import BilevelProblem, implicit
+from auxjax.hypergrad.amortised import Amortised, warm_started
 from auxjax.losses import masked_mean, weighted_loss
 from auxjax.methods import base
 from auxjax.precision import accumulation_dtype
 from auxjax.solvers import neumann
+
+_NOT_LOGGED = ("solution", "outer_loss", "aux")  # fields of HypergradInfo that are no news about the hypergradient
 
 
 class TaskSchedule(NamedTuple):
@@ -50,12 +53,13 @@ class JtdsState(NamedTuple):
     Attributes:
       schedule: `{task: TaskSchedule}`, the outer variables phi.
       opt_state: state of their optimiser.
-      solution: solution of the last linear system, a pytree like the params, or `()` without warm starts.
+      hypergradient: what the hypergradient's estimator carries along (a warm start, a step size, a preconditioner);
+        `()` for one that carries nothing.
     """
 
     schedule: dict[str, TaskSchedule]
     opt_state: Any
-    solution: Any
+    hypergradient: Any
 
 
 def jtds(
@@ -75,7 +79,8 @@ def jtds(
         momentum on a hypergradient that lacks the Neumann series' leading step size and is clipped at norm 10; ours has
         its true scale, which calls for an optimiser that does not depend on it.
       hypergradient: an estimator such as `implicit(neumann(3))`, the default: the paper's four terms, but with a step
-        size fitted to the curvature. (The authors' step of 1e-4 leaves the Hessian without effect.)
+        size fitted to the curvature. (The authors' step of 1e-4 leaves the Hessian without effect.) Or an estimator
+        with state, such as `amortise(...)` or `single_loop()`, whose state becomes part of the training state.
       activation: s for the task and feature factors: "sigmoid" (the paper; weights below 1) or "softplus" (the
         authors' code; unbounded above).
       standardise: give the loss filter losses with mean 0 and variance 1 over the labelled examples of the batch.
@@ -100,12 +105,11 @@ def jtds(
         raise ValueError(f"jtds(jacobian={jacobian!r}): wanted 'held_fixed' or 'exact'.")
     options = _Options(
         optimizer=optax.adam(1e-2) if outer_optimizer is None else outer_optimizer,
-        estimator=implicit(neumann(3)) if hypergradient is None else hypergradient,
+        estimator=_estimator(hypergradient, warm_start),
         squash={"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}[activation],
         standardise=standardise,
         schedule_primary=schedule_primary,
         exact=jacobian == "exact",
-        warm_start=warm_start,
     )
 
     def inner(context, state, batch, key):
@@ -123,12 +127,25 @@ def jtds(
 
 class _Options(NamedTuple):
     optimizer: optax.GradientTransformation
-    estimator: Callable
+    estimator: Callable | Amortised
     squash: Callable
     standardise: bool
     schedule_primary: bool
     exact: bool
-    warm_start: bool
+
+
+def _estimator(hypergradient, warm_start: bool):
+    estimator = implicit(neumann(3)) if hypergradient is None else hypergradient
+    if not (callable(estimator) or isinstance(estimator, Amortised)):
+        raise TypeError(
+            "jtds(hypergradient=) wants an estimator such as implicit(neumann(3)), or one with state such as "
+            f"single_loop(), and got {type(estimator).__name__}."
+        )
+    if not warm_start:
+        return estimator
+    if isinstance(estimator, Amortised):
+        raise ValueError("jtds(warm_start=True): an estimator with state has its own option for that. Leave it out.")
+    return warm_started(estimator)
 
 
 def _init(options, context, state, batch, key):
@@ -140,8 +157,12 @@ def _init(options, context, state, batch, key):
         task: _init_schedule(jax.random.fold_in(key, index), _features_of(out, task))
         for index, task in enumerate(tasks)
     }
-    solution = jax.tree.map(jnp.zeros_like, state.params) if options.warm_start else ()
-    return JtdsState(schedule, options.optimizer.init(schedule), solution)
+    carried = ()
+    if isinstance(options.estimator, Amortised):
+        # Made once and copied to all replicas, so outside of their averages.
+        problem = _problem(options, context._replace(reduce=None), state.model_state, key)
+        carried = options.estimator.init(problem, state.params, schedule, batch, batch, key=key)
+    return JtdsState(schedule, options.optimizer.init(schedule), carried)
 
 
 def _weights_of(options, context, schedule, out):
@@ -188,20 +209,21 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
 def _outer(options, context, state, inner_batch, outer_batch, key):
     previous = state.method
     problem = _problem(options, context, state.model_state, key)
-    guess = previous.solution if options.warm_start else None
-    gradient, info = options.estimator(
-        problem, state.params, previous.schedule, inner_batch, outer_batch, key=key, init=guess
-    )
+    point = (problem, state.params, previous.schedule, inner_batch, outer_batch)
+    carried = ()
+    if isinstance(options.estimator, Amortised):
+        gradient, info, carried = options.estimator.update(*point, previous.hypergradient, key=key)
+    else:
+        gradient, info = options.estimator(*point, key=key)
     updates, opt_state = options.optimizer.update(gradient, previous.opt_state, previous.schedule)
     schedule = optax.apply_updates(previous.schedule, updates)
     metrics = {
         "outer_loss": context.reduce(problem.outer(state.params, previous.schedule, outer_batch)),
-        **{f"hypergradient/{name}": getattr(info, name) for name in info._fields if name != "solution"},
+        **{f"hypergradient/{name}": getattr(info, name) for name in info._fields if name not in _NOT_LOGGED},
         **{f"slope/{task}": part.slope for task, part in schedule.items()},
         **{f"offset/{task}": part.offset for task, part in schedule.items()},
     }
-    solution = info.solution if options.warm_start else ()
-    return state._replace(method=JtdsState(schedule, opt_state, solution)), metrics
+    return state._replace(method=JtdsState(schedule, opt_state, carried)), metrics
 
 
 def standardised(losses: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -10,6 +10,9 @@ from auxjax.solvers.neumann import neumann as neumann
 from auxjax.solvers.nonsymmetric import bicgstab as bicgstab
 from auxjax.solvers.nonsymmetric import normal_cg as normal_cg
 from auxjax.solvers.nystrom import nystrom as nystrom
+from auxjax.solvers.power_iteration import PowerEstimate as PowerEstimate
+from auxjax.solvers.power_iteration import power_iteration as power_iteration
 from auxjax.solvers.preconditioners import adam_preconditioner as adam_preconditioner
 from auxjax.solvers.preconditioners import diagonal_preconditioner as diagonal_preconditioner
 from auxjax.solvers.preconditioners import nystrom_preconditioner as nystrom_preconditioner
+from auxjax.solvers.preconditioners import nystrom_preparation as nystrom_preparation

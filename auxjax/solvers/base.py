@@ -9,6 +9,7 @@ compared by it. Solvers compute in at least float32 and return `x` in the dtypes
 Not for: rectangular systems.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,6 +38,24 @@ class SolveInfo(NamedTuple):
     min_curvature: jax.Array | float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class SampledOperator:
+    """A matrix that is the mean of several, such as those of mini-batches; called, it multiplies with the mean.
+
+    Attributes:
+      mean: `x -> A x`.
+      entry: `(x, index) -> A_index x`.
+      count: number of matrices.
+    """
+
+    mean: Callable[[Any], Any]
+    entry: Callable[[Any, Any], Any]
+    count: int
+
+    def __call__(self, x):
+        return self.mean(x)
+
+
 class System(NamedTuple):
     """One linear system in the solver's precision: one dtype, at least float32, for all leaves.
 
@@ -46,6 +65,8 @@ class System(NamedTuple):
       start: initial guess in the precision of `b`, or `None` for zero.
       norm: `||b||`, constant under differentiation.
       restore: casts a solution to the dtypes of the right-hand side that came in.
+      entry: `(x, index) -> A_index x` of a `SampledOperator`, else `None`.
+      count: number of its matrices, 1 for any other.
     """
 
     matvec: Callable[[Any], Any]
@@ -53,6 +74,8 @@ class System(NamedTuple):
     start: Any
     norm: jax.Array
     restore: Callable[[Any], Any]
+    entry: Callable[[Any, Any], Any] | None = None
+    count: int = 1
 
 
 def make_system(where: str, matvec, b, init, key) -> System:
@@ -93,7 +116,14 @@ def make_system(where: str, matvec, b, init, key) -> System:
     norm = jax.lax.stop_gradient(tree_math.norm(high))
     if start is not None:  # the solution for b = 0 is 0, wherever the last one was
         start = tree_math.select(norm == 0, jax.tree.map(jnp.zeros_like, start), start)
-    return System(product, high, start, norm, lambda x: tree_math.cast_like(x, b))
+    entry, count = None, 1
+    if isinstance(matvec, SampledOperator):
+        count = matvec.count
+
+        def entry(x, index):
+            return tree_math.cast_like(matvec.entry(tree_math.cast_like(x, b), index), high)
+
+    return System(product, high, start, norm, lambda x: tree_math.cast_like(x, b), entry, count)
 
 
 def check_like(what: str, tree, like, name: str) -> None:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from auxjax import tree_math
 from auxjax.solvers import base
+from auxjax.solvers.fresh_batches import fresh_series
 
 POWER_STEPS = 5  # p: the estimate of the automatic step uses up to p products and holds p + 1 vectors
 UNROLLED_TERMS = 32  # up to so many terms a CPU gets straight-line code
@@ -43,10 +44,11 @@ class _Iterate(NamedTuple):
 
 def neumann(
     num_terms: int,
-    step_size: float | None = None,
+    step_size: float | jax.Array | None = None,
     *,
     damping: float = 0.0,
     rtol: float = 1e-3,
+    fresh_batches: bool = False,
     unroll: int | bool | None = None,
 ):
     """Solver by a truncated Neumann series, with a step size given by hand or found automatically.
@@ -61,18 +63,22 @@ def neumann(
 
     Args:
       num_terms: T, number of terms after the first, counted as in the sum above; 0 gives `step * b`.
-      step_size: step; `None` for one over an estimate of the norm of `A + damping I`.
+      step_size: step, a number or a scalar array (such as `1 / estimate.bound` from `power_iteration`); `None` for one
+        over an estimate of the norm of `A + damping I`.
       damping: multiple of the identity added to A.
       rtol: relative residual up to which `converged` is True. It does not stop the series: a short one on an
         ill-conditioned system has `converged=False` although nothing went wrong.
+      fresh_batches: multiply with one mini-batch per term, in turn, instead of with their mean; for
+        `implicit(..., batches="stacked")`. The answer then fluctuates about the series, and no iterate is taken back.
       unroll: terms per loop iteration, as in `jax.lax.scan`. `None` unrolls short series completely on the CPU, where
         convolutions inside loops are many times slower, and loops elsewhere.
 
     Returns:
       `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`; no random numbers are drawn, `key` is not used.
       Differentiable (through the series; step sizes and choices between iterates are held fixed).
-      Cost: T + 1 matrix-vector products with any step, one more with `init`. Memory: 4 vectors, 6 more during the
-      automatic choice.
+      Cost: T + 1 matrix-vector products with any step, one more with `init`. With fresh batches: T mini-batch products
+      (5 more for an automatic step), and one with the mean for the residual, which jit drops when nobody reads it.
+      Memory: 4 vectors, 6 more during the automatic choice.
 
     Raises:
       TypeError, ValueError: an option of the wrong type or out of range.
@@ -83,12 +89,13 @@ def neumann(
     base.check_count("neumann", "num_terms", num_terms, 0)
     base.check_non_negative("neumann", damping=damping, rtol=rtol)
     if step_size is not None:
-        base.check_non_negative("neumann", step_size=step_size)
-        if step_size == 0:
-            raise ValueError("neumann(step_size=0): wanted a positive number, or None for an automatic step.")
+        _check_step_size(step_size)
 
     def solve(matvec, b, *, init=None, key=None):
         system = base.make_system("neumann", matvec, b, init, key)
+        if fresh_batches:
+            _require_entries(system)
+            return fresh_series(system, num_terms, step_size, damping, rtol, _choose_unroll(num_terms, unroll))
         first = _start(system, damping, step_size)
         # `with_init`: the guess is a candidate; a start from zero is none.
         with_init = init is not None
@@ -110,6 +117,24 @@ def neumann(
     return solve
 
 
+def _require_entries(system) -> None:
+    if system.entry is None:
+        raise ValueError(
+            "neumann(fresh_batches=True) wants a mean of mini-batches and got one matrix. Use "
+            "implicit(neumann(..., fresh_batches=True), batches='stacked') with stacked inner batches."
+        )
+
+
+def _check_step_size(step_size) -> None:
+    if jnp.shape(step_size) != ():
+        raise ValueError(f"neumann(step_size=): wanted one number and got an array of shape {jnp.shape(step_size)}.")
+    if isinstance(step_size, jax.core.Tracer):  # its value is not known yet
+        return
+    base.check_non_negative("neumann", step_size=step_size)
+    if step_size == 0:
+        raise ValueError("neumann(step_size=0): wanted a positive number, or None for an automatic step.")
+
+
 def _start(system, damping, step_size) -> _Iterate:
     """The initial guess and its residual: no product without a guess, one with it."""
     dtype = system.norm.dtype
@@ -118,7 +143,7 @@ def _start(system, damping, step_size) -> _Iterate:
     else:
         x = system.start
         left, _ = base.residual(system, x, damping)
-    step = jnp.asarray(0.0 if step_size is None else step_size, dtype)
+    step = jax.lax.stop_gradient(jnp.asarray(0.0 if step_size is None else step_size).astype(dtype))
     size = jax.lax.stop_gradient(tree_math.norm(left))
     return _Iterate(x, left, size, step, jnp.asarray(math.inf, dtype))
 
@@ -223,6 +248,12 @@ def _repeat(body, state, times: int, unroll):
     """`body` applied `times` times; straight-line code where loops are slow."""
     if times == 0:  # which `scan` refuses while jit is disabled
         return state
+    return jax.lax.scan(
+        lambda carry, _: (body(carry), None), state, length=times, unroll=_choose_unroll(times, unroll)
+    )[0]
+
+
+def _choose_unroll(times: int, unroll):
     if unroll is None:
         unroll = jax.default_backend() == "cpu" and times <= UNROLLED_TERMS
-    return jax.lax.scan(lambda carry, _: (body(carry), None), state, length=times, unroll=unroll or 1)[0]
+    return unroll or 1

@@ -8,21 +8,52 @@ A good one makes the eigenvalues of P A few or close to one another, and cuts th
 of what it does to the condition number. All of them are symmetric positive definite, as `cg` and `minres` need; a
 factor of P changes nothing.
 
-Each is a `jax.tree_util.Partial`: a function that is a pytree, which jit, scan and checkpoints take as they take
+Each is a function that is a pytree (a NamedTuple that can be called), which jit, scan and checkpoints take as they take
 arrays, so that one sketch serves for many solves.
 
 Not for: matrices that are not symmetric, on which these are guesses.
 """
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
 
 from auxjax import tree_math
 from auxjax.random_keys import check_key
 from auxjax.solvers import base
-from auxjax.solvers.nystrom import apply_inverse, sketch_matrix
+from auxjax.solvers.nystrom import NystromSketch, apply_inverse, sketch_matrix
+
+
+class DiagonalPreconditioner(NamedTuple):
+    """`r -> r / d`.
+
+    Attributes:
+      diagonal: d, a pytree like the right-hand sides, positive.
+    """
+
+    diagonal: Any
+
+    def __call__(self, r):
+        base.check_like("diagonal_preconditioner: the right-hand side", r, self.diagonal, "the diagonal")
+        return jax.tree.map(lambda a, d: (a.astype(d.dtype) / d).astype(a.dtype), r, self.diagonal)
+
+
+class NystromPreconditioner(NamedTuple):
+    """`r -> U (lambda + damping)^{-1} U^T r + (r - U U^T r) / outside`.
+
+    Attributes:
+      sketch: U and lambda + damping.
+      outside: scalar, what stands for the eigenvalues outside of the sketch.
+    """
+
+    sketch: NystromSketch
+    outside: jax.Array
+
+    def __call__(self, r):
+        flat, unravel = ravel_pytree(tree_math.cast_like(r, jax.tree.map(lambda a: a.astype(self.outside.dtype), r)))
+        return tree_math.cast_like(unravel(apply_inverse(self.sketch, flat, 0.0, self.outside)), r)
 
 
 def diagonal_preconditioner(diagonal):
@@ -46,7 +77,7 @@ def diagonal_preconditioner(diagonal):
     largest = jnp.max(jnp.stack([jnp.max(leaf, initial=0) for leaf in jax.tree.leaves(high)]))
     unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
     floor = jnp.finfo(unit.dtype).eps.astype(unit.dtype) * unit
-    return Partial(_divide, jax.tree.map(lambda leaf: jnp.maximum(leaf, floor), high))
+    return DiagonalPreconditioner(jax.tree.map(lambda leaf: jnp.maximum(leaf, floor), high))
 
 
 def adam_preconditioner(second_moment, eps: float = 1e-8):
@@ -113,7 +144,28 @@ def nystrom_preconditioner(matvec, like, rank: int, *, damping: float, key):
     floor = float(jnp.finfo(largest.dtype).eps) * largest
     floor = jnp.where(floor + damping > 0, floor, jnp.ones_like(floor))
     sketch = sketch._replace(eigenvalues=jnp.maximum(sketch.eigenvalues, floor) + damping)
-    return Partial(_low_rank, sketch, jnp.maximum(smallest, floor) + damping)
+    return NystromPreconditioner(sketch, jnp.maximum(smallest, floor) + damping)
+
+
+def nystrom_preparation(rank: int, *, damping: float):
+    """`nystrom_preconditioner` as `prepare` of `amortise`: a sketch that serves for many outer steps.
+
+    Args:
+      rank: as in `nystrom_preconditioner`.
+      damping: that of the solver.
+
+    Returns:
+      `prepare(matvec, b, previous, key) -> preconditioner`; `previous` is not used, `key` is required.
+
+    Raises:
+      TypeError, ValueError: an option out of range (when it runs), a missing key.
+    """
+
+    def prepare(matvec, b, previous, key):
+        del previous
+        return nystrom_preconditioner(matvec, b, rank, damping=damping, key=key)
+
+    return prepare
 
 
 def _check_floating(what: str, tree):
@@ -125,13 +177,3 @@ def _check_floating(what: str, tree):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"{what} has a leaf of dtype {leaf.dtype}; wanted real floating arrays.")
     return tree
-
-
-def _divide(diagonal, r):
-    base.check_like("diagonal_preconditioner: the right-hand side", r, diagonal, "the diagonal")
-    return jax.tree.map(lambda a, d: (a.astype(d.dtype) / d).astype(a.dtype), r, diagonal)
-
-
-def _low_rank(sketch, outside, r):
-    flat, unravel = ravel_pytree(tree_math.cast_like(r, jax.tree.map(lambda a: a.astype(outside.dtype), r)))
-    return tree_math.cast_like(unravel(apply_inverse(sketch, flat, 0.0, outside)), r)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxjax import BilevelProblem, dense, implicit
+from auxjax import BilevelProblem, dense, finite_difference, implicit, one_step, unrolled
 from tests.problems import estimate, ridge
 
 
@@ -120,3 +120,84 @@ def test_meta_that_no_loss_uses_has_zero_gradient():
     grad, _ = estimate(implicit(dense()), solved._replace(problem=problem, meta=meta))
     np.testing.assert_allclose(grad["used"], solved.hypergradient, rtol=1e-10)
     np.testing.assert_array_equal(grad["unused"], np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("estimator", [implicit(dense()), one_step(0.1), finite_difference(0.1), unrolled(3, 0.1)])
+@pytest.mark.parametrize("kind", ["inner", "update_field"])
+def test_masked_leaves_are_held_fixed_as_if_they_were_constants(estimator, kind):
+    solved = ridge()
+    if kind == "update_field" and estimator.__qualname__.startswith("finite_difference"):
+        kind = "inner"
+    lower = solved.problem.inner if kind == "inner" else jax.grad(solved.problem.inner)
+    bias = solved.params["bias"]
+
+    def alone(function, cut):
+        def call(params, meta, batch):
+            value = function({**params, "bias": bias}, meta, batch)
+            return {"kernel": value["kernel"]} if cut else value
+
+        return call
+
+    constants = BilevelProblem(**{kind: alone(lower, kind == "update_field")}, outer=alone(solved.problem.outer, False))
+    expected, _ = estimate(estimator, solved._replace(problem=constants, params={"kernel": solved.params["kernel"]}))
+    for mask in ({"kernel": True, "bias": False}, lambda path: path == "kernel"):
+        problem = BilevelProblem(**{kind: lower}, outer=solved.problem.outer, mask=mask)
+        grad, info = jax.jit(lambda p, e=problem: estimate(estimator, solved._replace(problem=e, params=p)))(
+            solved.params
+        )
+        np.testing.assert_allclose(grad, expected, rtol=1e-11, atol=1e-15)
+        np.testing.assert_array_equal(info.solution["bias"], jnp.zeros_like(bias))
+        again, _ = estimate(estimator, solved._replace(problem=problem), init=info.solution)
+        np.testing.assert_allclose(again, expected, rtol=1e-11, atol=1e-15)
+
+
+def test_masks_that_choose_nothing_are_refused():
+    solved = ridge()
+    for mask, message in ((lambda path: "trunk" in path, "kernel"), ({"kernel": False, "bias": False}, "no leaf")):
+        problem = BilevelProblem(inner=solved.problem.inner, outer=solved.problem.outer, mask=mask)
+        with pytest.raises(ValueError, match=message):
+            estimate(implicit(dense()), solved._replace(problem=problem))
+    counted = BilevelProblem(inner=solved.problem.inner, outer=solved.problem.outer, mask={"w": True})
+    with pytest.raises(ValueError, match="prefix"):
+        estimate(implicit(dense()), solved._replace(problem=counted))
+
+
+@pytest.mark.parametrize("estimator", [implicit(dense()), one_step(0.1), finite_difference(0.1), unrolled(3, 0.1)])
+def test_losses_with_auxiliary_outputs_are_taken_as_they_are(estimator):
+    solved = ridge(explicit=0.3)
+
+    def inner(params, meta, batch):
+        return solved.problem.inner(params, meta, batch), {"statistics": jnp.ones(3), "count": 3}
+
+    def outer(params, meta, batch):
+        return solved.problem.outer(params, meta, batch), {"weights": params["kernel"], "name": "dev"}
+
+    expected, plain = estimate(estimator, solved)
+    problem = BilevelProblem(inner=inner, outer=outer, has_aux=True)
+    grad, info = estimate(estimator, solved._replace(problem=problem))
+    np.testing.assert_allclose(grad, expected, rtol=1e-12)
+    assert info.aux["name"] == "dev"
+    assert plain.aux == ()
+    np.testing.assert_allclose(info.outer_loss, plain.outer_loss, rtol=1e-12)
+    there = info.aux["weights"]
+    if estimator.__qualname__.startswith("implicit"):
+        np.testing.assert_array_equal(there, solved.params["kernel"])
+        flat = np.concatenate([np.asarray(there).ravel(), np.asarray(solved.params["bias"])])
+        np.testing.assert_allclose(info.outer_loss, solved.outer_value(flat, np.asarray(solved.meta)), rtol=1e-12)
+    with pytest.raises(TypeError, match="pair"):
+        estimate(
+            estimator, solved._replace(problem=BilevelProblem(inner=inner, outer=solved.problem.outer, has_aux=True))
+        )
+    with pytest.raises(ValueError, match="has_aux"):
+        estimate(estimator, solved._replace(problem=BilevelProblem(inner=inner, outer=outer)))
+
+
+def test_an_update_field_may_have_auxiliary_outputs_as_well():
+    solved = ridge()
+    problem = BilevelProblem(
+        update_field=lambda p, m, b: (jax.grad(solved.problem.inner)(p, m, b), "statistics"),
+        outer=lambda p, m, b: (solved.problem.outer(p, m, b), ()),
+        has_aux=True,
+    )
+    grad, _ = estimate(implicit(dense()), solved._replace(problem=problem))
+    np.testing.assert_allclose(grad, solved.hypergradient, rtol=1e-10)

@@ -242,6 +242,34 @@ def test_the_estimator_can_be_differentiated():
     np.testing.assert_allclose(grad, jax.jit(jax.grad(lambda m: size(m, "forward")))(point.meta), rtol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["inner", "update_field"])
+@pytest.mark.parametrize("remat", [False, "sqrt"])
+def test_losses_may_close_over_traced_values(kind, remat):
+    """Under jit, and with the right derivative in them and in the batches when the estimator is differentiated."""
+    solved = ridge()
+
+    def total(scale, targets):
+        def inner(params, meta, batch):
+            return jnp.sum(scale) * solved.problem.inner(params, meta, batch)
+
+        lower = {"inner": inner} if kind == "inner" else {"update_field": jax.grad(inner)}
+        problem = BilevelProblem(**lower, outer=solved.problem.outer)
+        changed = solved._replace(problem=problem, inner_batch=(solved.inner_batch[0], targets))
+        return jnp.sum(run(unrolled(5, 0.1, remat=remat), changed)[0] ** 2)
+
+    arguments = (jnp.asarray([0.7, 0.1]), solved.inner_batch[1])
+    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(*arguments)
+    np.testing.assert_allclose(value, total(*arguments), rtol=1e-12)
+    for which, gradient in enumerate(gradients):
+        for place in range(2):
+            step = 1e-6 * np.eye(len(gradient))[place]
+
+            def moved(sign, which=which, step=step):
+                return total(*[a + sign * step if i == which else a for i, a in enumerate(arguments)])
+
+            np.testing.assert_allclose((moved(1) - moved(-1)) / 2e-6, gradient[place], rtol=1e-6)
+
+
 def test_variables_that_the_lower_level_does_not_use_give_zeros(ordinary_promotion):
     """With eps_root Adam's derivative is finite where a gradient is zero; meta that nobody uses gets a zero."""
     point = curved()

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 import auxjax
-from auxjax import dense, implicit
+from auxjax import amortise, cg, dense, implicit, single_loop
 from auxjax.methods.jtds import TaskSchedule, standardised
+from auxjax.solvers import nystrom_preparation
 from tests.problems_training import LinearTasks, linear_model, state_of
 
 KEY = jax.random.key(0)
@@ -182,7 +183,40 @@ def test_warm_start_is_the_last_solution():
     )
     x, y = (np.asarray(dev.batch[name]["primary"]) for name in ("x", "y"))
     v = x.T @ (x @ np.asarray(problem.params["w"]) - y) / 8
-    np.testing.assert_allclose(new.method.solution["w"], np.linalg.solve(hessian, v), rtol=1e-8)
+    np.testing.assert_allclose(new.method.hypergradient["w"], np.linalg.solve(hessian, v), rtol=1e-8)
+
+
+def test_an_estimator_with_state_lives_in_the_training_state():
+    """Its gradients are those of the same solver called by hand, and its state goes on from step to step."""
+    problem, dev = LinearTasks.make(0, num_tasks=2), LinearTasks.make(1, num_tasks=2)
+    carried = amortise(
+        lambda sketch: cg(max_steps=30, rtol=1e-10, preconditioner=sketch, unroll=False),
+        prepare=nystrom_preparation(2, damping=0.0),
+        every=2,
+    )
+    by_hand = auxjax.methods.get("jtds", hypergradient=implicit(dense()), outer_optimizer=optax.sgd(0.1))
+    method = auxjax.methods.get("jtds", hypergradient=carried, outer_optimizer=optax.sgd(0.1))
+    context, state = state_of(linear_model(), problem, method=method)
+    _, other = state_of(linear_model(), problem, method=by_hand)
+    assert other.method.hypergradient == ()
+    for count in (1, 2, 3):
+        state, metrics = method.outer(context, state, problem.batch, dev.batch, KEY)
+        other, _ = by_hand.outer(context, other, problem.batch, dev.batch, KEY)
+        assert state.method.hypergradient.count == count
+        assert metrics["hypergradient/converged"]
+    for one, two in zip(jax.tree.leaves(state.method.schedule), jax.tree.leaves(other.method.schedule), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-7)
+
+
+def test_single_loop_advances_with_the_outer_steps():
+    problem, dev = LinearTasks.make(0, num_tasks=2), LinearTasks.make(1, num_tasks=2)
+    method = auxjax.methods.get("jtds", hypergradient=single_loop(), outer_optimizer=optax.sgd(1e-6))
+    context, state = state_of(linear_model(), problem, method=method)
+    residuals = []
+    for _ in range(40):
+        state, metrics = method.outer(context, state, problem.batch, dev.batch, KEY)
+        residuals.append(float(metrics["hypergradient/relative_residual"]))
+    assert residuals[-1] < 0.1 * residuals[0]
 
 
 def test_standardised_losses():
@@ -221,11 +255,17 @@ def test_learned_filter_falls_with_the_loss_when_labels_are_wrong():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"activation": "relu"}, "'sigmoid' or 'softplus'"), ({"jacobian": "none"}, "'held_fixed' or 'exact'")],
+    [
+        ({"activation": "relu"}, "'sigmoid' or 'softplus'"),
+        ({"jacobian": "none"}, "'held_fixed' or 'exact'"),
+        ({"hypergradient": single_loop(), "warm_start": True}, "warm_start"),
+    ],
 )
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         auxjax.methods.get("jtds", **options)
+    with pytest.raises(TypeError, match="hypergradient"):
+        auxjax.methods.get("jtds", hypergradient="neumann")
 
 
 def test_features_are_needed_and_checked():

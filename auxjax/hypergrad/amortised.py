@@ -1,0 +1,193 @@
+"""Hypergradients that carry their work from one outer step to the next.
+
+    state = init(problem, params, meta, inner_batch, outer_batch, key=)
+    meta_grad, info, state = update(problem, params, meta, inner_batch, outer_batch, state, key=)
+
+Between two outer steps the params and the weights move a little, and so do the solution of the linear system, the
+largest curvature and the preconditioner. `warm_started` keeps the solution; `amortise` also keeps whatever a `prepare`
+function makes, a step-size estimate or a preconditioner, and renews it every so many steps; `single_loop` takes one
+step of the linear system per outer step, so that params, solution and meta converge together. The state is a pytree
+of arrays: it lives in the training state, and checkpoints hold it.
+
+Not for: a single hypergradient.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from auxjax import tree_math
+from auxjax.hypergrad import problem as problems
+from auxjax.hypergrad.implicit import implicit, linearise
+from auxjax.random_keys import check_key
+from auxjax.solvers import base
+from auxjax.solvers.neumann import neumann
+from auxjax.solvers.power_iteration import power_iteration
+
+
+class Amortised(NamedTuple):
+    """A hypergradient estimator with state, as two pure functions.
+
+    Attributes:
+      init: `(problem, params, meta, inner_batch, outer_batch, *, key=None) -> state`.
+      update: `(problem, params, meta, inner_batch, outer_batch, state, *, key=None) -> (meta_grad, info, state)`.
+    """
+
+    init: Callable[..., Any]
+    update: Callable[..., tuple[Any, problems.HypergradInfo, Any]]
+
+
+class AmortisedState(NamedTuple):
+    """State of `amortise`.
+
+    Attributes:
+      solution: u of the last step, a pytree like `params`, zero before the first; `()` without warm starts.
+      change: how far u moved in the last step, zero before the second; `()` unless it is extrapolated.
+      prepared: what `prepare` made, or `()`.
+      count: int32, steps taken.
+    """
+
+    solution: Any
+    change: Any
+    prepared: Any
+    count: jax.Array
+
+
+def warm_started(estimator) -> Amortised:
+    """Any estimator, started from its own last solution.
+
+    Args:
+      estimator: `implicit(...)` or another function of that kind.
+
+    Returns:
+      An `Amortised` whose state is the solution, zero at first.
+
+    Raises:
+      TypeError: `estimator` is no function.
+    """
+    if not callable(estimator):
+        raise TypeError(f"warm_started(estimator=) wants implicit(...) or the like and got {type(estimator).__name__}.")
+
+    def init(problem, params, meta, inner_batch, outer_batch, *, key=None):
+        del inner_batch, outer_batch, key
+        level = problems.make_level("warm_started init", problem, params, meta)
+        return problems.like_params(jax.tree.map(jnp.zeros_like, level.theta), level)
+
+    def update(problem, params, meta, inner_batch, outer_batch, state, *, key=None):
+        gradient, info = estimator(problem, params, meta, inner_batch, outer_batch, key=key, init=state)
+        return gradient, info, info.solution
+
+    return Amortised(init, update)
+
+
+def amortise(
+    solver, *, prepare=None, every: int = 1, curvature=None, warm_start: bool | str = "extrapolate"
+) -> Amortised:
+    """Implicit differentiation whose solver keeps its start, its step size or its preconditioner.
+
+    Args:
+      solver: a solver such as `cg(rtol=1e-3)`; with `prepare`, a function from what that made to a solver, such as
+        `lambda sketch: cg(preconditioner=sketch)` or `lambda estimate: neumann(20, step_size=1 / estimate.bound)`.
+      prepare: `(matvec, b, previous, key) -> prepared`, a pytree of arrays, where `previous` is what it made last or
+        `None`: `power_iteration()`, or `nystrom_preparation(rank, damping=)`. The matrix is that of the current step.
+      every: outer steps between two calls of `prepare`. With more than 1 the call is behind a `lax.cond`, in which
+        convolutions are slow on the CPU.
+      curvature: as in `implicit`.
+      warm_start: `"extrapolate"`: start from the last solution and its last change once more, which is near the next
+        one where meta moves smoothly, as momentum makes it. `True`: from the last solution. `False`: from zero.
+
+    Returns:
+      An `Amortised` with an `AmortisedState`. Cost: that of the solver, and every so many steps that of `prepare`.
+
+    Raises:
+      TypeError: `solver` or `prepare` is no function, or `every` no integer.
+      ValueError: `every` below 1, another `warm_start`.
+
+    Reference: Arbel, Mairal, 2022, Amortized Implicit Differentiation for Stochastic Bilevel Optimization, ICLR;
+    Fischer, 1998, Projection Techniques for Iterative Solution of Ax = b with Successive Right-Hand Sides.
+    """
+    for name, value in (("solver", solver), ("prepare", prepare)):
+        if not (callable(value) or (name == "prepare" and value is None)):
+            raise TypeError(f"amortise({name}=) wants a function and got {type(value).__name__}.")
+    base.check_count("amortise", "every", every, 1)
+    if warm_start not in (True, False, "extrapolate"):
+        raise ValueError(f"amortise(warm_start={warm_start!r}): wanted True, False or 'extrapolate'.")
+
+    def prepared_at(problem, params, meta, inner_batch, outer_batch, previous, key):
+        level = problems.make_level("amortise", problem, params, meta)
+        v = problems.outer_gradients(problem, level, outer_batch).v
+        matvec = linearise(problem, level, inner_batch)[1] if curvature is None else curvature(level, inner_batch)
+        return prepare(matvec, v, previous, key)
+
+    def init(problem, params, meta, inner_batch, outer_batch, *, key=None):
+        _check_key(key)
+        start = warm_started(solver).init(problem, params, meta, inner_batch, outer_batch)
+        made = ()
+        if prepare is not None:
+            made = prepared_at(problem, params, meta, inner_batch, outer_batch, None, key)
+        change = start if warm_start == "extrapolate" else ()
+        return AmortisedState(start if warm_start else (), change, made, jnp.zeros((), jnp.int32))
+
+    def update(problem, params, meta, inner_batch, outer_batch, state, *, key=None):
+        _check_key(key)
+        made = state.prepared
+        if prepare is not None:
+
+            def renew(made):
+                return prepared_at(problem, params, meta, inner_batch, outer_batch, made, key)
+
+            due = (state.count > 0) & (state.count % every == 0)
+            made = renew(made) if every == 1 else jax.lax.cond(due, renew, lambda made: made, made)
+        chosen = solver if prepare is None else solver(made)
+        estimator = implicit(chosen, curvature=curvature)
+        guess, change = state.solution if warm_start else None, ()
+        if warm_start == "extrapolate":
+            guess = tree_math.add_scaled(state.solution, 1.0, state.change)
+        gradient, info = estimator(problem, params, meta, inner_batch, outer_batch, key=key, init=guess)
+        if warm_start == "extrapolate":
+            known = (state.count > 0).astype(jnp.float32)
+            change = jax.tree.map(lambda new, old: known.astype(new.dtype) * (new - old), info.solution, state.solution)
+        count = state.count + jnp.int32(1)
+        return gradient, info, AmortisedState(info.solution if warm_start else (), change, made, count)
+
+    return Amortised(init, update)
+
+
+def single_loop(step_size: float | None = None, *, damping: float = 0.0, curvature=None) -> Amortised:
+    """One step of the linear system per outer step: params, solution and meta advance together.
+
+    `u <- u + step_size (v - J^T u)`,   `meta_grad = d_meta outer - u^T d_meta field`
+
+    For training loops that alternate one (or a few) inner updates with an outer one. The solution is behind by as much
+    as the problem moves meanwhile: `relative_residual` says how far. A step that would make the residual on this batch
+    larger is not taken.
+
+    Args:
+      step_size: step on the linear system; `None` for one over a running estimate of the largest curvature, at one
+        product more per outer step.
+      damping: multiple of the identity added to the curvature.
+      curvature: as in `implicit`.
+
+    Returns:
+      An `Amortised`. Cost: two products per outer step, one of them for the residual.
+
+    Reference: Dagreou, Ablin, Vaiter, Moreau, 2022, A Framework for Bilevel Optimization that Enables Stochastic and
+    Global Variance Reduction Algorithms, NeurIPS, algorithm 1 (SOBA).
+    """
+    if step_size is not None:
+        return amortise(neumann(0, step_size, damping=damping), curvature=curvature, warm_start=True)
+
+    def solver(estimate):
+        bound = estimate.bound + jnp.asarray(damping, estimate.bound.dtype)
+        usable = bound > 0
+        step = jnp.where(usable, 1.0 / jnp.where(usable, bound, jnp.ones_like(bound)), jnp.zeros_like(bound))
+        return neumann(0, step, damping=damping)
+
+    return amortise(solver, prepare=power_iteration(), curvature=curvature, warm_start=True)
+
+
+def _check_key(key) -> None:
+    if key is not None:
+        check_key(key, "amortised estimator(key=)")
