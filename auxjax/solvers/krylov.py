@@ -2,19 +2,16 @@
 
     x_k = argmin over x in x_0 + span{r_0, A r_0, ..., A^{k-1} r_0} of  <x, A x> / 2 - <b, x>
 
-Long iterations run in jaxopt, whose loop stops as soon as the residual is small enough. The one file of the library
-that imports it, when a solver is made and not before. jaxopt returns the solution alone; what is added here: a
-right-hand side of unit length, so that tolerances mean the same on every scale; a stop at rounding error; a finite
-answer when the iteration breaks down; the true residual; the number of iterations.
+Not jaxopt's: its solution comes alone, without the curvature along the directions, which tells of an indefinite matrix;
+it multiplies a start that is zero; and it loops, which convolutions on the CPU suffer from (10 products of a small
+network: 913 ms, written out about 50).
 
-Short iterations are written out on the CPU, where a convolution in a loop is many times slower than outside (10
-products of a small convolutional network: 913 ms in jaxopt's loop, about 50 written out). They need one product less,
-as the start is known to be zero, and see the curvature along every direction.
+Added to the textbook: a right-hand side of unit length, so that tolerances mean the same on every scale; a stop at
+rounding error; a finite answer when the iteration breaks down; the true residual.
 
 Not for: systems that are not symmetric positive definite (damping may make them so).
 """
 
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -22,14 +19,6 @@ import jax.numpy as jnp
 
 from auxjax import tree_math
 from auxjax.solvers import base, iteration
-
-
-def jaxopt_linear_solve():
-    """jaxopt's linear solvers; its notice that it is no longer maintained is the only warning held back."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="JAXopt is no longer maintained", category=DeprecationWarning)
-        from jaxopt import linear_solve
-    return linear_solve
 
 
 def cg(
@@ -40,7 +29,7 @@ def cg(
     preconditioner=None,
     unroll: bool | None = None,
 ):
-    """Solver by (preconditioned) conjugate gradients, through jaxopt where it loops.
+    """Solver by (preconditioned) conjugate gradients.
 
     `x ~ (A + damping I)^{-1} b`, A symmetric and `A + damping I` positive definite
 
@@ -54,15 +43,15 @@ def cg(
       damping: multiple of the identity added to A.
       preconditioner: linear function, pytree like `b` -> the same, that approximates the inverse of `A + damping I`;
         symmetric positive definite.
-      unroll: whether the steps are written out. `None` does so for up to 32 steps on the CPU and loops, through
-        jaxopt, elsewhere. Written-out steps are all computed, and counted: where a warm start or a preconditioner
-        makes most of them needless, and the model has no convolutions, False is faster.
+      unroll: whether the steps are written out. `None` does so for up to 32 steps on the CPU, where convolutions in
+        loops are many times slower, and loops elsewhere. Written-out steps are all computed, and counted: where a warm
+        start or a preconditioner makes most of them needless, and the model has no convolutions, False is faster.
 
     Returns:
       `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`; `key` is not used. `min_curvature` is the smallest
-      Rayleigh quotient of the solution and, written out, of the search directions. Differentiable (another solve).
-      Cost: steps + 1 matrix-vector products, the last for the true residual; one more with `init` or in a loop, for
-      the initial residual. Memory: 4 vectors, one more with a preconditioner.
+      Rayleigh quotient of the solution and of the search directions. Differentiable (another solve).
+      Cost: steps + 1 matrix-vector products, the last for the true residual; one more with `init`. Memory: 4 vectors,
+      one more with a preconditioner.
 
     Raises:
       TypeError, ValueError: an option of the wrong type or out of range.
@@ -73,7 +62,6 @@ def cg(
     base.check_non_negative("cg", rtol=rtol, damping=damping)
     iteration.check_preconditioner("cg", preconditioner)
     written_out = iteration.choose_unroll("cg", unroll, max_steps)
-    solve_cg = jaxopt_linear_solve().solve_cg
 
     def solve(matvec, b, *, init=None, key=None):
         system = base.make_system("cg", matvec, b, init, key)
@@ -83,23 +71,12 @@ def cg(
             apply = None
             if preconditioner is not None:
                 apply = iteration.make_preconditioner("cg", preconditioner, b, right)
-            if written_out:
-                residual = right if init is None else tree_math.add_scaled(right, -1.0, operator(guess))
-                first = _start(guess, residual, apply, tolerance)
-                last, trips = iteration.repeat(
-                    lambda s: _step(operator, apply, s, tolerance), first, max_steps, written_out
-                )
-                return last.x, (trips + jnp.int32(init is not None), last.quotient - damping)
-            marked, tag = _count_steps(operator, max_steps, tree_math.norm(right))
-            x, tags = solve_cg(
-                marked,
-                (right, tag),
-                init=(guess, jnp.zeros_like(tag)),
-                tol=tolerance,
-                maxiter=max_steps,
-                M=None if apply is None else lambda pair: (apply(pair[0]), pair[1]),
+            residual = right if init is None else tree_math.add_scaled(right, -1.0, operator(guess))
+            first = _start(guess, residual, apply, tolerance)
+            last, trips = iteration.repeat(
+                lambda s: _step(operator, apply, s, tolerance), first, max_steps, written_out
             )
-            return x, (jnp.sum(tags != 0, dtype=jnp.int32) + jnp.int32(1), jnp.full_like(system.norm, jnp.inf))
+            return last.x, (trips + jnp.int32(init is not None), last.quotient - damping)
 
         x, (products, curvature), fine = iteration.framed_solve(system, damping, iterate, symmetric=True)
         curvature = jnp.where(system.norm > 0, curvature, jnp.inf)
@@ -110,7 +87,7 @@ def cg(
 
 
 class _State(NamedTuple):
-    """Where the written-out iteration stands.
+    """Where the iteration stands.
 
     Attributes:
       x: current solution.
@@ -168,37 +145,3 @@ def _step(operator, apply, state: _State, tolerance) -> _State:
         quotient=quotient,
         done=done > 0,
     )
-
-
-def _count_steps(matvec, max_steps: int, size):
-    """Makes conjugate gradients count their steps, which jaxopt does not return.
-
-    The system gets a second block of `max_steps` numbers, whose right-hand side is a tiny multiple of the first unit
-    vector and whose "matrix" answers every search direction with a tiny number in the first place that is still zero.
-    So each step makes one more place of the directions, and then of the solution, different from zero: their number
-    is that of the steps. The numbers are so small that their squares vanish beside the other block in every inner
-    product: the iterates are those without it.
-
-    Args:
-      matvec: product with the matrix proper.
-      max_steps: most steps there can be.
-      size: norm of the right-hand side; where it is 0 no step is made and nothing is to be counted.
-
-    Returns:
-      The matrix-vector product of both blocks and the second block's right-hand side.
-    """
-    tiny = jnp.sqrt(jnp.finfo(size.dtype).tiny).astype(size.dtype)
-    tag = jnp.zeros((max_steps,), size.dtype).at[0].set(jnp.where(size > 0, tiny, jnp.zeros_like(tiny)))
-
-    def operator(pair):
-        direction, marks = pair
-        product = matvec(direction)
-        # In units of the matrix, so that the new number does not depend on the scale of the problem.
-        square = tree_math.vdot(direction, direction)
-        curvature = jnp.abs(tree_math.vdot(direction, product)) / jnp.where(square > 0, square, jnp.ones_like(square))
-        used = marks != 0
-        front = jnp.concatenate([jnp.zeros((1,), bool), used[:-1]]) & ~used
-        answer = tiny * jnp.where(curvature > 0, curvature, jnp.ones_like(curvature))
-        return product, jnp.where(front, answer, jnp.zeros_like(tiny))
-
-    return operator, tag

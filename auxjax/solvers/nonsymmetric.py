@@ -3,9 +3,10 @@
     normal_cg   A^T A x = A^T b by conjugate gradients: always positive, condition number squared
     bicgstab    two short recurrences, two products per step, no quantity that is sure to fall
 
-They are of use where `gmres` cannot keep its vectors. jaxopt runs the iteration and returns the solution alone; what is
-added here is what `cg` adds: a right-hand side of unit length and a matrix of about unit size, so that nothing under-
-or overflows; a finite answer when the iteration breaks down; the true residual; the number of products.
+They are of use where `gmres` cannot keep its vectors. The one file of the library that imports jaxopt, when a solver is
+made and not before. jaxopt runs the iteration and returns the solution alone; what is added here: a right-hand side of
+unit length and a matrix of about unit size, so that nothing under- or overflows; a finite answer when the iteration
+breaks down; the true residual; the number of products.
 
 jaxopt iterates in a `while_loop`. On the CPU convolutions inside loops are many times slower than outside: prefer
 `gmres` for convolutional networks there.
@@ -13,12 +14,21 @@ jaxopt iterates in a `while_loop`. On the CPU convolutions inside loops are many
 Not for: symmetric matrices (`cg`, `minres`).
 """
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 
 from auxjax import tree_math
 from auxjax.solvers import base, iteration
-from auxjax.solvers.krylov import jaxopt_linear_solve
+
+
+def jaxopt_linear_solve():
+    """jaxopt's linear solvers; its notice that it is no longer maintained is the only warning held back."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="JAXopt is no longer maintained", category=DeprecationWarning)
+        from jaxopt import linear_solve
+    return linear_solve
 
 
 def normal_cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, preconditioner=None):

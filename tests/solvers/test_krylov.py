@@ -70,7 +70,7 @@ def test_flat_losses_in_single_precision_are_no_breakdown(unroll, curvature, sin
     x, info = cg(max_steps=6, rtol=0.0, unroll=unroll)(lambda x: curvature * (matrix @ x), b)
     np.testing.assert_allclose(curvature * x, plain, rtol=1e-4)
     np.testing.assert_allclose(info.relative_residual, plain_info.relative_residual, rtol=1e-3)
-    assert info.num_matvecs == (7 if unroll else 8)
+    assert info.num_matvecs == 7
     x, info = cg(max_steps=30, rtol=1e-4, unroll=unroll)(lambda x: curvature * (matrix @ x), curvature * b)
     np.testing.assert_allclose(x, system.solution, rtol=1e-2)
     assert info.converged
@@ -80,7 +80,7 @@ def test_flat_losses_in_single_precision_are_no_breakdown(unroll, curvature, sin
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 @pytest.mark.parametrize("preconditioned", [False, True])
 def test_counts_the_products_it_made(precision, scale, preconditioned):
-    """jaxopt returns no count; ours is that of a textbook iteration, on any scale and with a preconditioner."""
+    """That of a textbook iteration, on any scale and with a preconditioner."""
     system = symmetric(np.geomspace(0.2, 3, 40))
     inverse = np.diag(1 / np.diag(system.matrix))
     matrix, b = scale * jnp.asarray(system.matrix, precision), jnp.asarray(system.b, precision)
@@ -92,12 +92,11 @@ def test_counts_the_products_it_made(precision, scale, preconditioned):
         _, steps = textbook_cg(
             system.matrix, np.asarray(system.b), 0.9 * rtol, max_steps, inverse if preconditioned else None
         )
-        assert info.num_matvecs == steps + 2
+        assert info.num_matvecs == steps + 1
 
 
 @pytest.mark.parametrize("unroll", [False, True])
 def test_iterates_are_those_of_the_textbook(unroll):
-    """In the loop, counting the steps changes no digit."""
     system = spd()
     for max_steps in (1, 3, 5):
         x, _ = cg(max_steps=max_steps, rtol=0.0, unroll=unroll)(system.matvec, system.b)
@@ -148,7 +147,7 @@ def test_a_zero_right_hand_side_has_the_zero_solution(unroll):
         np.testing.assert_array_equal(x, zero)
         assert info.relative_residual == 0
         assert info.converged
-        assert info.num_matvecs == (21 + (init is not None) if unroll else 2)
+        assert info.num_matvecs == (21 if unroll else 1) + (init is not None)
 
 
 @pytest.mark.parametrize("unroll", [False, True])
@@ -199,10 +198,11 @@ def test_written_out_with_a_preconditioner_is_the_textbook(scale):
         assert info.num_matvecs == max_steps + 1
 
 
-def test_written_out_sees_negative_curvature_that_the_solution_does_not():
+@pytest.mark.parametrize("unroll", [False, True])
+def test_sees_negative_curvature_that_the_solution_does_not(unroll):
     """In the plane of the first two directions; the matrix is indefinite and the solution's quotient positive."""
     system = symmetric(np.asarray([-0.5, 1.0, 2.0, 3.0, 4.0, 5.0]))
-    x, info = cg(max_steps=12, rtol=1e-10, unroll=True)(system.matvec, system.b)
+    x, info = cg(max_steps=12, rtol=1e-10, unroll=unroll)(system.matvec, system.b)
     quotient = np.asarray(x) @ system.matrix @ np.asarray(x) / np.sum(np.asarray(x) ** 2)
     assert -0.5 <= info.min_curvature < min(0, quotient)
 
@@ -219,7 +219,7 @@ def test_refuses_options_out_of_range():
 def test_importing_the_library_leaves_jaxopt_alone_and_making_a_solver_warns_of_nothing():
     script = (
         "import sys, warnings; warnings.simplefilter('error'); import auxjax; assert 'jaxopt' not in sys.modules; "
-        "auxjax.cg(); assert 'jaxopt' in sys.modules"
+        "auxjax.cg(); assert 'jaxopt' not in sys.modules; auxjax.normal_cg(); assert 'jaxopt' in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
