@@ -1,9 +1,11 @@
 # make demo   train four methods on real digits with 40 % wrong labels, three seeds, and show the comparison
 # make test   the tests (about ten minutes or less on two cores); make test-slow adds the long ones
 # make lint   ruff, check and format
+# make benchmarks   hypergradients beside other libraries (an hour or two; those that cannot be installed are reported)
 # Every target makes what it needs in .venv first. Another interpreter: make PYTHON=python3.12 demo
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 OUT ?= out/demo
 STAMP := $(VENV)/.installed
@@ -11,9 +13,9 @@ STAMP := $(VENV)/.installed
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: demo test test-slow lint format wheel clean help
+.PHONY: demo test test-slow lint format wheel benchmarks check-peers clean help
 help:
-	@sed -n 's/^# //p' Makefile | head -n 4
+	@sed -n 's/^# //p' Makefile | head -n 5
 
 $(STAMP): requirements.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -43,5 +45,19 @@ format: $(STAMP)
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
+# The peers live in an environment of their own. One that does not install is left out, and the benchmark says so.
+$(PEERS)/.installed: benchmarks/peers/requirements.txt requirements.txt setup.cfg
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[experiments]'
+	@grep -v '^#' benchmarks/peers/requirements.txt | while read -r peer; do \
+	  $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check "$$peer" || echo "$$peer is left out"; done
+	@touch $@
+
+benchmarks: $(PEERS)/.installed
+	$(PEERS)/bin/python -m benchmarks.hypergradients --out out/hypergradients
+
+check-peers: $(PEERS)/.installed
+	$(PEERS)/bin/python -m benchmarks.peers.check
+
 clean:
-	rm -rf $(VENV) .cache build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) .cache build dist *.egg-info

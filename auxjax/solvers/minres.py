@@ -268,8 +268,10 @@ def _smallest_eigenvalue(state: _State, damping: float):
     off_diagonal = jnp.where(used, state.off_diagonal, jnp.zeros_like(diagonal))[1:]
     size = jnp.maximum(jnp.max(jnp.abs(diagonal)), jnp.max(jnp.abs(off_diagonal), initial=0))
     unit = jnp.where(size > 0, size, jnp.ones_like(size))
-    matrix = jnp.diag(diagonal / unit) + jnp.diag(off_diagonal / unit, 1) + jnp.diag(off_diagonal / unit, -1)
-    smallest = unit * jnp.linalg.eigvalsh(matrix)[0] - damping
+    smallest = jax.scipy.linalg.eigh_tridiagonal(
+        diagonal / unit, off_diagonal / unit, eigvals_only=True, select="i", select_range=(0, 0)
+    )
+    smallest = unit * smallest[0] - damping
     noise = steps * float(jnp.finfo(unit.dtype).eps) * unit
     smallest = jnp.where((smallest < 0) & (smallest >= -noise), jnp.zeros_like(smallest), smallest)
     return jnp.where(state.step > 0, smallest, jnp.full_like(size, jnp.inf))
