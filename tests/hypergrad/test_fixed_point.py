@@ -39,7 +39,9 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "adamw" else pytest.mark.slow) for name in OPTIMIZERS]
+)
 def test_fixed_points_in_params_and_state_agree_with_differences_of_the_trained_problem(name, ordinary_promotion):
     """Where momentum and second moments do not vanish, their own change counts."""
     solved, optimizer = ridge(), OPTIMIZERS[name]
