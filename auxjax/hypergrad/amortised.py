@@ -176,6 +176,7 @@ def single_loop(step_size: float | None = None, *, damping: float = 0.0, curvatu
     Reference: Dagreou, Ablin, Vaiter, Moreau, 2022, A Framework for Bilevel Optimization that Enables Stochastic and
     Global Variance Reduction Algorithms, NeurIPS, algorithm 1 (SOBA).
     """
+    base.check_non_negative("single_loop", damping=damping)
     if step_size is not None:
         return amortise(neumann(0, step_size, damping=damping), curvature=curvature, warm_start=True)
 

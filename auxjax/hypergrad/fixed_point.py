@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax import tree_math
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad.problem import BilevelProblem
@@ -48,7 +47,8 @@ def optimizer_field(problem: BilevelProblem, optimizer, opt_state=None) -> Bilev
 
     Returns:
       A `BilevelProblem` in the same variables with `update_field=`, to be given to `implicit` with a solver for
-      matrices that are not symmetric. `neumann(T, step_size=1.0)` is then the derivative of the last T + 1 updates.
+      matrices that are not symmetric. `neumann(T, step_size=1.0)` is then the derivative of the last T + 1 updates,
+      where the residual falls with every term (it keeps the sum with the smallest).
 
     Raises:
       TypeError: not a problem; an optimiser that is none.
@@ -63,8 +63,8 @@ def optimizer_field(problem: BilevelProblem, optimizer, opt_state=None) -> Bilev
     def field(params, meta, batch):
         level = problems.make_level("optimizer_field", problem, params, meta)
         theta, state = inner_step.start("optimizer_field", optimizer, opt_state, level.theta)
-        ahead, _ = inner_step.advance(optimizer, theta, state, _gradients(problem, level, batch))
-        update = level.merge(tree_math.add_scaled(theta, -1.0, ahead))
+        updates, _ = optimizer.update(_gradients(problem, level, batch), state, theta)
+        update = level.merge(_negative(updates, theta))
         return (update, ()) if problem.has_aux else update
 
     return dataclasses.replace(problem, inner=None, update_field=field)
@@ -86,7 +86,8 @@ def optimizer_fixed_point(problem: BilevelProblem, optimizer) -> BilevelProblem:
     Returns:
       A `BilevelProblem` with `update_field=`, whose `params` are an `OptimizerPoint`. The system is not symmetric and
       (1 + number of moments) times as large; `gmres`, or `neumann(T, step_size=1.0)`, which is the derivative of the
-      last T + 1 updates of params and state.
+      last T + 1 updates of params and state, where the residual falls with every term. Hyper-parameters that are kept
+      in the state as floats (`optax.inject_hyperparams`) make it singular: use the optimiser without them.
 
     Raises:
       TypeError: not a problem; an optimiser that is none; params that are no `OptimizerPoint` (when it runs).
@@ -98,9 +99,9 @@ def optimizer_fixed_point(problem: BilevelProblem, optimizer) -> BilevelProblem:
         _check_point(point)
         level = problems.make_level("optimizer_fixed_point", problem, point.params, meta)
         theta, state = inner_step.start("optimizer_fixed_point", optimizer, point.opt_state, level.theta)
-        ahead, new_state = inner_step.advance(optimizer, theta, state, _gradients(problem, level, batch))
+        updates, new_state = optimizer.update(_gradients(problem, level, batch), state, theta)
         still = jax.tree.map(_difference, state, new_state)
-        update = OptimizerPoint(level.merge(tree_math.add_scaled(theta, -1.0, ahead)), still)
+        update = OptimizerPoint(level.merge(_negative(updates, theta)), still)
         return (update, ()) if problem.has_aux else update
 
     def outer(point, meta, batch):
@@ -128,6 +129,11 @@ def _gradients(problem: BilevelProblem, level: problems.Level, batch):
     local = inner_step.field_values(problem, level, level.theta, level.meta, batch)
     mean = level.reduce(jax.lax.stop_gradient(local))
     return jax.tree.map(lambda a, b: a + (b - jax.lax.stop_gradient(b)), mean, local)
+
+
+def _negative(updates, theta):
+    """Minus the update, which must not be the difference of params that are rounded to themselves."""
+    return jax.tree.map(lambda leaf, like: -leaf.astype(like.dtype), updates, theta)
 
 
 def _difference(old, new):

@@ -117,7 +117,9 @@ def linearise(problem: BilevelProblem, level: problems.Level, batch):
 
     The field there, before any reduction; `u -> J^T u` and `u -> u^T d_meta field`, both reduced.
     """
-    return (_linearise_loss if problem.inner is not None else _linearise_field)(problem, level, batch)
+    field, matvec, mixed = (_linearise_loss if problem.inner is not None else _linearise_field)(problem, level, batch)
+    matvec.averages = problem.reduce is not None  # its transpose by JAX would leave out the mean over replicas
+    return field, matvec, mixed
 
 
 def _linearise_loss(problem, level, batch):

@@ -191,7 +191,7 @@ def outer_loss(problem: BilevelProblem, level: Level, batch):
     """The outer loss as a function `(theta, meta) -> (scalar, aux)`, checked."""
 
     def loss(theta, meta):
-        value, aux = _split_aux(problem, "outer", problem.outer(level.merge(theta), meta, batch))
+        value, aux = split_aux(problem, "outer", problem.outer(level.merge(theta), meta, batch))
         return check_scalar("outer", value), aux
 
     return loss
@@ -233,7 +233,7 @@ def inner_loss(problem: BilevelProblem, level: Level, batch):
     """The inner loss as a function `(theta, meta) -> scalar`, checked."""
 
     def loss(theta, meta):
-        return check_scalar("inner", _split_aux(problem, "inner", problem.inner(level.merge(theta), meta, batch))[0])
+        return check_scalar("inner", split_aux(problem, "inner", problem.inner(level.merge(theta), meta, batch))[0])
 
     return loss
 
@@ -242,7 +242,7 @@ def update_field(problem: BilevelProblem, level: Level, batch):
     """The update field as a function `(theta, meta) -> pytree like theta`, checked."""
 
     def field(theta, meta):
-        came, _ = _split_aux(problem, "update_field", problem.update_field(level.merge(theta), meta, batch))
+        came, _ = split_aux(problem, "update_field", problem.update_field(level.merge(theta), meta, batch))
         where = "BilevelProblem(update_field=) returned a pytree that"
         values = floating_part(where, came, level)
         check_like(where, values, theta, "params")
@@ -251,7 +251,7 @@ def update_field(problem: BilevelProblem, level: Level, batch):
     return field
 
 
-def _split_aux(problem: BilevelProblem, name: str, value):
+def split_aux(problem: BilevelProblem, name: str, value):
     """`(value, aux)` of what a function of the problem returned; aux is `()` without `has_aux`."""
     if not problem.has_aux:
         return value, ()

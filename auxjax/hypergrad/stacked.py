@@ -40,8 +40,7 @@ def mean_problem(problem: problems.BilevelProblem) -> problems.BilevelProblem:
 
     def mean(params, meta, stack):
         def alone(batch):
-            value = function(params, meta, batch)
-            return value[0] if problem.has_aux and isinstance(value, tuple) else value
+            return problems.split_aux(problem, name, function(params, meta, batch))[0]
 
         def average(leaf):
             return jnp.mean(leaf, axis=0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf[0]

@@ -170,7 +170,11 @@ def _weights_of(options, context, schedule, out):
     for task, part in schedule.items():
         losses = out.values[task].astype(part.importance.dtype)
         features = _features_of(out, task).astype(part.importance.dtype)
-        filtered = standardised(losses, base.mask_of(out, task)) if options.standardise else losses
+        mask = base.mask_of(out, task)
+        if mask is not None:  # what is not labelled may be NaN, and 0 times NaN is NaN in the scheduler's gradient
+            losses = jnp.where(mask, losses, jnp.zeros_like(losses))
+            features = jnp.where(mask[:, None], features, jnp.zeros_like(features))
+        filtered = standardised(losses, mask) if options.standardise else losses
         believed = jax.nn.sigmoid(part.slope * filtered + part.offset)
         weights[task] = options.squash(part.importance) * options.squash(features @ part.prototype) * believed
     return weights

@@ -63,8 +63,8 @@ def neumann(
 
     Args:
       num_terms: T, number of terms after the first, counted as in the sum above; 0 gives `step * b`.
-      step_size: step, a number or a scalar array (such as `1 / estimate.bound` from `power_iteration`); `None` for one
-        over an estimate of the norm of `A + damping I`.
+      step_size: step, a number or a scalar array (such as `1 / estimate.bound` from `power_iteration`; where that is
+        not finite no step is made); `None` for one over an estimate of the norm of `A + damping I`.
       damping: multiple of the identity added to A.
       rtol: relative residual up to which `converged` is True. It does not stop the series: a short one on an
         ill-conditioned system has `converged=False` although nothing went wrong.
@@ -128,7 +128,7 @@ def _require_entries(system) -> None:
 def _check_step_size(step_size) -> None:
     if jnp.shape(step_size) != ():
         raise ValueError(f"neumann(step_size=): wanted one number and got an array of shape {jnp.shape(step_size)}.")
-    if isinstance(step_size, jax.core.Tracer):  # its value is not known yet
+    if isinstance(step_size, jax.Array):  # a result, mostly of `power_iteration`, whose value is data
         return
     base.check_non_negative("neumann", step_size=step_size)
     if step_size == 0:
@@ -144,6 +144,8 @@ def _start(system, damping, step_size) -> _Iterate:
         x = system.start
         left, _ = base.residual(system, x, damping)
     step = jax.lax.stop_gradient(jnp.asarray(0.0 if step_size is None else step_size).astype(dtype))
+    if isinstance(step_size, jax.Array):  # 1 / 0 where no curvature was met: no step then, and not NaN
+        step = jnp.where(jnp.isfinite(step), step, jnp.zeros_like(step))
     size = jax.lax.stop_gradient(tree_math.norm(left))
     return _Iterate(x, left, size, step, jnp.asarray(math.inf, dtype))
 

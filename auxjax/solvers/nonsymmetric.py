@@ -55,7 +55,7 @@ def normal_cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, 
       Cost: 2 steps + 4 products with A or its transpose (A^T b, the initial residual, the true residual at the end).
 
     Raises:
-      TypeError, ValueError: an option of the wrong type or out of range.
+      TypeError, ValueError: an option of the wrong type or out of range; a `BilevelProblem(reduce=)` (from the solve).
 
     Reference: Hestenes, Stiefel, 1952, Methods of Conjugate Gradients for Solving Linear Systems, section 10.
     """
@@ -63,6 +63,11 @@ def normal_cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, 
     solve_cg = jaxopt_linear_solve().solve_cg
 
     def solve(matvec, b, *, init=None, key=None):
+        if getattr(matvec, "averages", False):
+            raise ValueError(
+                "normal_cg needs products with the transposed matrix, which a problem with reduce= does not give. Use "
+                "gmres or minres, or sharded arrays under jit without reduce=."
+            )
         system = base.make_system("normal_cg", matvec, b, init, key)
 
         def iterate(operator, right, guess):

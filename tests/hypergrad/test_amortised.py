@@ -193,6 +193,20 @@ def test_states_pass_checkpoints(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_where_no_curvature_is_met_nothing_raises_with_and_without_jit():
+    problem = BilevelProblem(inner=lambda w, m, b: jnp.sum((w - m) ** 2), outer=lambda w, m, b: jnp.sum((w - 1.0) ** 2))
+    carried = amortise(lambda estimate: neumann(3, step_size=1 / estimate.bound), prepare=power_iteration())
+    for made in (single_loop(), carried):
+        for w in (jnp.ones(3), jnp.full(3, jnp.nan)):
+            point = (problem, w, w, None, None)
+            state = made.init(*point)
+            eager, info, _ = made.update(*point, state)
+            compiled_, _, _ = jax.jit(lambda s, p=point, m=made: m.update(*p, s))(state)
+            np.testing.assert_array_equal(eager, compiled_)
+            assert np.all(np.isfinite(eager)) or np.isnan(w[0])
+            assert info.converged == np.isfinite(w[0])
+
+
 def test_what_does_not_fit_is_refused():
     solved = ridge()
     with pytest.raises(TypeError, match="solver"):
@@ -211,6 +225,8 @@ def test_what_does_not_fit_is_refused():
         amortise(cg()).init(*arguments(solved), key=jnp.zeros(2, jnp.uint32))
     with pytest.raises(ValueError, match="step_size"):
         single_loop(-1.0)
+    with pytest.raises(ValueError, match="damping"):
+        single_loop(damping=-1.0)
     with pytest.raises(TypeError, match="BilevelProblem"):
         warm_started(implicit(dense())).init(*(None, *arguments(solved)[1:]))
     assert isinstance(solved.problem, BilevelProblem)

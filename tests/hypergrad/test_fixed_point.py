@@ -156,6 +156,16 @@ def test_replicas_follow_the_optimiser_of_the_mean_gradient(ordinary_promotion):
     np.testing.assert_allclose(grads, np.full(4, expected), rtol=1e-9)
 
 
+def test_updates_too_small_for_the_params_are_still_a_field():
+    """A difference of params would be rounded to zero, and the report would say that the point is at rest."""
+    problem = BilevelProblem(inner=lambda w, m, b: jnp.sum((w - m) ** 2) / 2, outer=lambda w, m, b: jnp.sum(w**2))
+    w = jnp.ones(3, jnp.float32)
+    for made in (optimizer_field(problem, 1e-9), optimizer_fixed_point(problem, 1e-9)):
+        params = w if made.outer is problem.outer else OptimizerPoint(w, optax.EmptyState())
+        _, info = implicit(dense())(made, params, jnp.zeros(3, jnp.float32), None, None)
+        np.testing.assert_allclose(info.inner_grad_norm, 1e-9 * np.sqrt(3), rtol=1e-5)
+
+
 def test_what_does_not_fit_is_refused():
     solved = ridge()
     with pytest.raises(TypeError, match="BilevelProblem"):

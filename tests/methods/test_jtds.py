@@ -208,6 +208,35 @@ def test_an_estimator_with_state_lives_in_the_training_state():
         np.testing.assert_allclose(one, two, rtol=1e-7)
 
 
+@pytest.mark.parametrize("standardise", [True, False])
+def test_unlabelled_examples_may_be_nan_and_change_nothing(standardise):
+    """In loss and features, in the outer update too."""
+    problem, dev = LinearTasks.make(0, num_tasks=2), LinearTasks.make(1, num_tasks=2)
+    model, mask = linear_model(), jnp.arange(8) != 3
+
+    def spoiled(value):
+        def losses(params, batch, key):
+            out = model.losses(params, batch, key)
+            hit = {task: jnp.where(mask, loss, value) for task, loss in out.values.items()}
+            features = jnp.where(mask[:, None], out.features["primary"], value)
+            masks = {task: mask for task in hit}
+            return out._replace(values=hit, features=dict.fromkeys(hit, features), masks=masks)
+
+        return model._replace(losses=losses)
+
+    schedules = []
+    for value in (0.0, jnp.nan):
+        method = auxjax.methods.get(
+            "jtds", standardise=standardise, hypergradient=implicit(dense(damping=0.1)), outer_optimizer=optax.sgd(0.1)
+        )
+        context, state = state_of(spoiled(value), problem, method=method)
+        new, _ = method.outer(context, state, problem.batch, dev.batch, KEY)
+        schedules.append(new.method.schedule)
+    for one, two in zip(*map(jax.tree.leaves, schedules), strict=True):
+        assert np.all(np.isfinite(two))
+        np.testing.assert_allclose(one, two, rtol=1e-12)
+
+
 def test_single_loop_advances_with_the_outer_steps():
     problem, dev = LinearTasks.make(0, num_tasks=2), LinearTasks.make(1, num_tasks=2)
     method = auxjax.methods.get("jtds", hypergradient=single_loop(), outer_optimizer=optax.sgd(1e-6))
