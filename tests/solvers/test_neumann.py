@@ -204,6 +204,25 @@ def test_derivative_is_that_of_the_series(step):
         np.testing.assert_allclose(grad, (total(1 + 1e-6) - total(1 - 1e-6)) / 2e-6, rtol=1e-7)
 
 
+@pytest.mark.parametrize("terms", [6, 7, 20])
+def test_automatic_step_with_products_rounded_to_half_precision_is_as_good_as_a_step_by_hand(terms):
+    """A model that computes in bfloat16: what is combined from products loses digits, what is measured does not."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(60, 60)))[0]
+    matrix = jnp.asarray(basis @ np.diag(np.linspace(1.0, 1.3, 60)) @ basis.T, jnp.bfloat16)
+    b = jnp.asarray(rng.normal(size=60), jnp.float32)
+
+    def matvec(x):
+        return (matrix @ x.astype(jnp.bfloat16)).astype(jnp.float32)
+
+    _, by_hand = neumann(terms, 0.8)(matvec, b)
+    x, info = neumann(terms)(matvec, b)
+    outside = jnp.linalg.norm(b - matvec(x)) / jnp.linalg.norm(b)
+    np.testing.assert_allclose(info.relative_residual, outside, atol=2e-3)  # half a unit of bfloat16
+    assert info.relative_residual <= 2 * by_hand.relative_residual + 1e-3
+    assert info.num_matvecs == terms + 1
+
+
 def test_refuses_options_out_of_range():
     for options in ({"num_terms": -1}, {"num_terms": 3, "damping": -0.1}, {"num_terms": 3, "step_size": 0.0}):
         with pytest.raises(ValueError, match="neumann"):
