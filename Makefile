@@ -1,7 +1,7 @@
 # make demo   train four methods on real digits with 40 % wrong labels, three seeds, and show the comparison
 # make test   the tests (about ten minutes or less on two cores); make test-slow adds the long ones
 # make lint   ruff, check and format
-# make benchmarks   hypergradients beside other libraries (an hour or two; those that cannot be installed are reported)
+# make benchmarks   hypergradients beside other libraries (hours; those that cannot be installed are reported)
 # Every target makes what it needs in .venv first. Another interpreter: make PYTHON=python3.12 demo
 PYTHON ?= python3
 VENV := .venv

@@ -1,7 +1,7 @@
 """Error against time against memory, for every way to compute a hypergradient: auxjax and its peers in one run.
 
-    python -m benchmarks.hypergradients --quick                        a look, about a minute
-    python -m benchmarks.hypergradients --out out/hypergradients       everything, about half an hour on two cores
+    python -m benchmarks.hypergradients --quick                        a look, some minutes
+    python -m benchmarks.hypergradients --out out/hypergradients       everything: hours on two cores
     python -m benchmarks.hypergradients --problems hypercleaning-large --libraries auxjax,jaxopt
     python -m benchmarks.hypergradients --plots-only --out out/hypergradients
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax.hypergrad.problem import Level, check_scalar
+from auxjax.solvers.base import check_floating
 
 
 def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
@@ -47,10 +48,12 @@ def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
 
     def curvature(level: Level, batch):
         def network(theta):
-            return _check_floating("gauss_newton(outputs=)", outputs(level.merge(theta), level.meta, batch))
+            return check_floating(
+                "gauss_newton(outputs=): what it returns", outputs(level.merge(theta), level.meta, batch)
+            )
 
         def value(z, theta):
-            return check_scalar("gauss_newton loss", loss(z, level.merge(theta), level.meta, batch))
+            return check_scalar("gauss_newton(loss=)", loss(z, level.merge(theta), level.meta, batch))
 
         z, push = jax.linearize(network, level.theta)
         pull = jax.linear_transpose(push, level.theta)
@@ -90,10 +93,10 @@ def fisher(losses: Callable, loss: Callable) -> Callable:
 
     def curvature(level: Level, batch):
         def each(theta):
-            return _check_floating("fisher(losses=)", losses(level.merge(theta), level.meta, batch))
+            return check_floating("fisher(losses=): what it returns", losses(level.merge(theta), level.meta, batch))
 
         def value(values, theta):
-            return check_scalar("fisher loss", loss(values, level.merge(theta), level.meta, batch))
+            return check_scalar("fisher(loss=)", loss(values, level.merge(theta), level.meta, batch))
 
         values, push = jax.linearize(each, level.theta)
         pull = jax.linear_transpose(push, level.theta)
@@ -113,10 +116,3 @@ def _check_functions(where: str, **functions) -> None:
     for name, function in functions.items():
         if not callable(function):
             raise TypeError(f"{where}({name}=) wants a function and got {type(function).__name__}.")
-
-
-def _check_floating(what: str, tree):
-    for leaf in jax.tree.leaves(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(f"{what} returned a leaf of dtype {jnp.result_type(leaf)}; wanted floating arrays.")
-    return tree

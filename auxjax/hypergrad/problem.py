@@ -192,7 +192,7 @@ def outer_loss(problem: BilevelProblem, level: Level, batch):
 
     def loss(theta, meta):
         value, aux = split_aux(problem, "outer", problem.outer(level.merge(theta), meta, batch))
-        return check_scalar("outer", value), aux
+        return check_scalar("BilevelProblem(outer=)", value), aux
 
     return loss
 
@@ -233,7 +233,9 @@ def inner_loss(problem: BilevelProblem, level: Level, batch):
     """The inner loss as a function `(theta, meta) -> scalar`, checked."""
 
     def loss(theta, meta):
-        return check_scalar("inner", split_aux(problem, "inner", problem.inner(level.merge(theta), meta, batch))[0])
+        return check_scalar(
+            "BilevelProblem(inner=)", split_aux(problem, "inner", problem.inner(level.merge(theta), meta, batch))[0]
+        )
 
     return loss
 
@@ -263,16 +265,16 @@ def split_aux(problem: BilevelProblem, name: str, value):
     return value
 
 
-def check_scalar(name: str, value):
-    """Returns a loss as an array, and raises unless it is one floating number."""
+def check_scalar(what: str, value):
+    """Returns a loss as an array, and raises unless it is one floating number; messages call it `what`."""
     shapes = jax.tree.map(jnp.shape, value)
     if jax.tree.structure(value) != jax.tree.structure(0) or shapes != ():
         raise ValueError(
-            f"BilevelProblem({name}=) returned {shapes if jax.tree.leaves(value) else value!r}; wanted one number of "
-            "shape (). Take the mean over the batch; a loss that returns (value, aux) wants has_aux=True."
+            f"{what} returned {shapes if jax.tree.leaves(value) else value!r}; wanted one number of shape (). Take the "
+            "mean over the batch. Auxiliary outputs are for the losses of a BilevelProblem(has_aux=True) alone."
         )
     if not _is_float(value):
-        raise TypeError(f"BilevelProblem({name}=) returned a value of type {_describe(value)}; wanted a float.")
+        raise TypeError(f"{what} returned a value of type {_describe(value)}; wanted a float.")
     return value
 
 

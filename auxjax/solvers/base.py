@@ -96,13 +96,7 @@ def make_system(where: str, matvec, b, init, key) -> System:
         raise TypeError(f"{where} solve(matvec=) wants a function x -> A x and got {type(matvec).__name__}.")
     if key is not None:
         check_key(key, f"{where} solve(key=)")
-    b = jax.tree.map(jnp.asarray, b)
-    leaves = jax.tree.leaves(b)
-    if not leaves:
-        raise ValueError(f"{where} solve(b=) has no leaves; there is nothing to solve.")
-    for leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"{where} solve(b=) has a leaf of dtype {leaf.dtype}; wanted real floating arrays.")
+    b = check_floating(f"{where} solve(b=)", b)
     check_like(f"{where} solve(matvec=) returned a pytree that", jax.eval_shape(matvec, b), b, "b")
     high = tree_math.upcast(b)
     start = None
@@ -124,6 +118,18 @@ def make_system(where: str, matvec, b, init, key) -> System:
             return tree_math.cast_like(matvec.entry(tree_math.cast_like(x, b), index), high)
 
     return System(product, high, start, norm, lambda x: tree_math.cast_like(x, b), entry, count)
+
+
+def check_floating(what: str, tree):
+    """`tree` with its leaves as arrays; raises unless there are some and all are real floating."""
+    tree = jax.tree.map(jnp.asarray, tree)
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        raise ValueError(f"{what} has no leaves.")
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{what} has a leaf of dtype {leaf.dtype}; wanted real floating arrays.")
+    return tree
 
 
 def check_like(what: str, tree, like, name: str) -> None:

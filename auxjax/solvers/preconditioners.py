@@ -72,7 +72,7 @@ def diagonal_preconditioner(diagonal):
       TypeError: a leaf is not real floating.
       ValueError: there are no leaves.
     """
-    diagonal = _check_floating("diagonal_preconditioner(diagonal=)", diagonal)
+    diagonal = base.check_floating("diagonal_preconditioner(diagonal=)", diagonal)
     high = jax.tree.map(jnp.abs, tree_math.upcast(diagonal))
     largest = jnp.max(jnp.stack([jnp.max(leaf, initial=0) for leaf in jax.tree.leaves(high)]))
     unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
@@ -102,7 +102,7 @@ def adam_preconditioner(second_moment, eps: float = 1e-8):
     Reference: Kingma, Ba, 2015, Adam: A Method for Stochastic Optimization, algorithm 1.
     """
     base.check_non_negative("adam_preconditioner", eps=eps)
-    second_moment = _check_floating("adam_preconditioner(second_moment=)", second_moment)
+    second_moment = base.check_floating("adam_preconditioner(second_moment=)", second_moment)
     high = tree_math.upcast(second_moment)
     return diagonal_preconditioner(
         jax.tree.map(lambda nu: jnp.sqrt(jnp.maximum(nu, 0)) + jnp.asarray(eps, nu.dtype), high)
@@ -166,14 +166,3 @@ def nystrom_preparation(rank: int, *, damping: float):
         return nystrom_preconditioner(matvec, b, rank, damping=damping, key=key)
 
     return prepare
-
-
-def _check_floating(what: str, tree):
-    tree = jax.tree.map(jnp.asarray, tree)
-    leaves = jax.tree.leaves(tree)
-    if not leaves:
-        raise ValueError(f"{what} has no leaves.")
-    for leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"{what} has a leaf of dtype {leaf.dtype}; wanted real floating arrays.")
-    return tree
