@@ -12,7 +12,7 @@ which hide leaves from a transformation: here the chosen leaves are taken out, a
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -62,6 +62,47 @@ def partition(params, mask) -> tuple[list, Callable[[Sequence], Any]]:
         return jax.tree.unflatten(structure, merged)
 
     return [leaves[i] for i in chosen], merge
+
+
+class Modules(NamedTuple):
+    """A grouping of leaves into modules. It holds no arrays and is known when a function is traced.
+
+    Attributes:
+      names: the modules' names, in order of their first leaf.
+      of_leaf: for every chosen leaf, in the order of `partition`, the number of its module.
+    """
+
+    names: tuple[str, ...]
+    of_leaf: tuple[int, ...]
+
+
+def modules_by_path(params, module_of: Callable[[str], str], *, trunk=None) -> Modules:
+    """Groups leaves into modules by their paths.
+
+    Args:
+      params: pytree; only its structure is used.
+      module_of: function of the path, keys joined by "/" as in `mask_by_path`, to the name of the leaf's module:
+        `lambda path: path` makes every leaf a module, `lambda path: "all"` makes one module of them,
+        `lambda path: path.split("/")[1]` one of every layer.
+      trunk: pytree of bools like `params` or a prefix of it: which leaves to group; all by default.
+
+    Returns:
+      `Modules(names, of_leaf)`.
+
+    Raises:
+      TypeError: `module_of` returns something else than a string.
+      ValueError: as `partition`.
+    """
+    paths = jax.tree.map_with_path(lambda path, _: _join(path), params)
+    chosen, _ = partition(paths, True if trunk is None else trunk)
+    labels = [module_of(path) for path in chosen]
+    for path, label in zip(chosen, labels, strict=True):
+        if not isinstance(label, str):
+            raise TypeError(
+                f"modules_by_path(module_of) returned {label!r} for the path {path!r}; wanted a module's name."
+            )
+    names = tuple(dict.fromkeys(labels))
+    return Modules(names, tuple(names.index(label) for label in labels))
 
 
 def mask_by_path(params, predicate: Callable[[str], bool]):

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax.partition import partition
 from auxjax.precision import accumulation_dtype
+from auxjax.task_gradients import task_gradients
 
 
 class ScoreMatching(NamedTuple):
@@ -82,39 +82,6 @@ def fisher_divergence(primary_grad, task_grads, weights: jax.Array) -> jax.Array
     return total
 
 
-def task_gradient_products(losses_fn: Callable, params, direction, *, trunk=None) -> jax.Array:
-    """Inner products of every task's gradient with one direction, without forming a single gradient.
-
-    `<g_k, direction>` for all k: the derivative of the vector of losses along `direction`.
-
-    Args:
-      losses_fn: function of `params` to `[K + 1]` losses (any number of them).
-      params: pytree.
-      direction: pytree like `params`; leaves outside of the trunk are not looked at.
-      trunk: pytree of bools like `params` or a prefix of it; only chosen leaves take part. None: all floating-point
-        leaves.
-
-    Returns:
-      `[K + 1]`, in the dtype of the losses.
-
-    Raises:
-      TypeError: `losses_fn` does not return floating point, or `trunk` is not made of bools.
-      ValueError: `losses_fn` does not return a vector, `direction` is not like `params`, or `trunk` chooses nothing.
-
-    Cost: one forward-mode pass. Held fixed: the leaves outside of the trunk.
-    """
-    where = "task_gradient_products"
-    if jax.tree.structure(direction) != jax.tree.structure(params):
-        raise ValueError(
-            f"{where}(direction) has another structure than params: {jax.tree.structure(direction)} against "
-            f"{jax.tree.structure(params)}."
-        )
-    losses_of, selected, mask = _on_trunk(where, losses_fn, params, trunk)
-    along, _ = partition(direction, mask)
-    along = [jnp.asarray(step).astype(jnp.result_type(leaf)) for step, leaf in zip(along, selected, strict=True)]
-    return jax.jvp(losses_of, (selected,), (along,))[1]
-
-
 def score_matching_value_and_gradient(
     losses_fn: Callable, params, weights: jax.Array, *, trunk=None, reduce: Callable = lambda tree: tree
 ) -> ScoreMatching:
@@ -144,23 +111,19 @@ def score_matching_value_and_gradient(
     """
     where = "score_matching_value_and_gradient"
     weights = _check_weights(where, weights)
-    losses_of, selected, _ = _on_trunk(where, losses_fn, params, trunk)
-    # One linearisation serves both passes. Under jit a vjp and a jvp compile to the same program, as the compiler
-    # merges their two evaluations of the losses; where nothing is jitted they take about 1.5 times as long.
-    losses, push = jax.linearize(losses_of, selected)
-    if losses.shape[0] != weights.shape[0] + 1:
+    tasks = task_gradients(losses_fn, params, trunk=trunk, reduce=reduce, where=where)
+    count = tasks.losses.shape[0]
+    if count != weights.shape[0] + 1:
         raise ValueError(
-            f"{where}(losses_fn) returns {losses.shape[0]} losses for {weights.shape[0]} weights; wanted "
+            f"{where}(losses_fn) returns {count} losses for {weights.shape[0]} weights; wanted "
             f"{weights.shape[0] + 1}: the primary loss first, then one auxiliary loss per weight."
         )
-    cotangent = jnp.concatenate([jnp.ones((1,), losses.dtype), -weights.astype(losses.dtype)])
-    (residual,) = jax.linear_transpose(push, selected)(cotangent)
-    residual = reduce(residual)  # before the products: they are linear in the gradients, and r is the global one
-    products = reduce(push(residual))
+    residual = tasks.combine(jnp.concatenate([jnp.ones((1,), weights.dtype), -weights]))
+    products = tasks.products(residual)
     dtype = accumulation_dtype(residual)
     squares = [jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in residual]
     divergence = jnp.sum(jnp.stack(squares))
-    return ScoreMatching(divergence, (-2 * products[1:]).astype(weights.dtype), products, losses)
+    return ScoreMatching(divergence, (-2 * products[1:]).astype(weights.dtype), products, tasks.losses)
 
 
 def score_matching_gradient(losses_fn: Callable, params, weights: jax.Array, *, trunk=None) -> jax.Array:
@@ -180,28 +143,6 @@ def score_matching_gradient(losses_fn: Callable, params, weights: jax.Array, *, 
     Raises, cost, what is held fixed, reference: as `score_matching_value_and_gradient`.
     """
     return score_matching_value_and_gradient(losses_fn, params, weights, trunk=trunk).gradient
-
-
-def _on_trunk(where: str, losses_fn: Callable, params, trunk):
-    """The losses as a function of the chosen leaves, these leaves, and the mask that chose them."""
-    if trunk is None:
-        trunk = jax.tree.map(lambda leaf: bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating)), params)
-    selected, merge = partition(params, trunk)
-
-    def losses_of(leaves):
-        losses = losses_fn(merge(leaves))
-        shape = getattr(losses, "shape", None)
-        if shape is None or len(shape) != 1:
-            came = f"shape {shape}" if shape is not None else f"a {type(losses).__name__}"
-            raise ValueError(
-                f"{where}(losses_fn) returns {came}; wanted a vector of scalar losses, the primary one first. "
-                "Use jnp.stack([primary, first_auxiliary, ...])."
-            )
-        if not jnp.issubdtype(losses.dtype, jnp.floating):
-            raise TypeError(f"{where}(losses_fn) returns dtype {losses.dtype}; wanted floating point.")
-        return losses
-
-    return losses_of, [jnp.asarray(leaf) for leaf in selected], trunk
 
 
 def _check_weights(where: str, weights) -> jax.Array:

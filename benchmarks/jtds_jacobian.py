@@ -194,7 +194,7 @@ def train(lower: Lower, case: Case, steps: int, key: int):
     state = lower.init(jax.random.key(key), case.params, case.train)
     for _ in range(steps):
         state, _ = lower.step(state, case.train, case.dev)
-    return state.params, state.method.schedule
+    return state.params, state.method.meta
 
 
 def fixed_point(lower: Lower, case: Case, params, schedule, tolerance: float = 1e-10, most: int = 200):

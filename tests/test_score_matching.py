@@ -11,7 +11,6 @@ from auxjax.score_matching import (
     fisher_divergence,
     score_matching_gradient,
     score_matching_value_and_gradient,
-    task_gradient_products,
 )
 from auxjax.simplex import project_simplex, simplex_quadratic_program
 
@@ -74,15 +73,6 @@ def test_trunk_by_path_and_by_full_mask_are_alike():
         score_matching_gradient(losses, PARAMS, WEIGHTS, trunk=by_path),
         score_matching_gradient(losses, PARAMS, WEIGHTS, trunk=TRUNK),
     )
-
-
-@pytest.mark.parametrize("trunk", [None, TRUNK])
-def test_products_with_any_direction(trunk):
-    direction = jax.tree.map(lambda leaf: jnp.cos(leaf + 1), PARAMS)
-    kept = direction if trunk is None else direction["trunk"]
-    flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(kept)])
-    products = task_gradient_products(losses, PARAMS, direction, trunk=trunk)
-    np.testing.assert_allclose(products, dense_gradients(trunk) @ flat, rtol=1e-12)
 
 
 def test_fisher_divergence_by_hand():
@@ -213,8 +203,7 @@ def test_regression_with_a_helpful_and_a_harmful_task():
         (ValueError, "weights", lambda: score_matching_gradient(losses, PARAMS, jnp.ones((1, K)))),
         (ValueError, "weights", lambda: score_matching_gradient(losses, PARAMS, jnp.ones(K, int))),
         (ValueError, "no leaf", lambda: score_matching_gradient(losses, PARAMS, WEIGHTS, trunk=False)),
-        (ValueError, "direction", lambda: task_gradient_products(losses, PARAMS, {"trunk": 1.0})),
-        (TypeError, "int", lambda: task_gradient_products(lambda p: losses(p).astype(int), PARAMS, PARAMS)),
+        (TypeError, "int", lambda: score_matching_gradient(lambda p: losses(p).astype(int), PARAMS, WEIGHTS)),
         (ValueError, r"\(2, 3\)", lambda: fisher_divergence(jnp.ones(3), jnp.ones((3, 3)), jnp.ones(2))),
         (ValueError, "structure", lambda: fisher_divergence([jnp.ones(3)], jnp.ones((2, 3)), jnp.ones(2))),
     ],

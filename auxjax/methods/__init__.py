@@ -1,20 +1,28 @@
 """Methods of auxiliary learning, all with one interface (`auxjax.methods.base.Method`), by name.
 
-auxjax.methods.get("jtds", outer_optimizer=optax.adam(1e-2))
+    auxjax.methods.get("jtds", outer_optimizer=optax.adam(1e-2))
+
+A method is a function of its options in a file of its own name. One line here makes it known.
 """
 
 import difflib
 import inspect
 
-from auxjax.methods.arml import arml
-from auxjax.methods.base import Context, Method, TaskLosses, TaskModel
-from auxjax.methods.equal import equal
-from auxjax.methods.jtds import jtds
-from auxjax.methods.stl import stl
+from auxjax.methods.arml import arml as arml
+from auxjax.methods.base import Context as Context
+from auxjax.methods.base import Method as Method
+from auxjax.methods.base import TaskLosses as TaskLosses
+from auxjax.methods.base import TaskModel as TaskModel
+from auxjax.methods.equal import equal as equal
+from auxjax.methods.jtds import jtds as jtds
+from auxjax.methods.stl import stl as stl
 
-__all__ = ["Context", "Method", "TaskLosses", "TaskModel", "arml", "equal", "get", "jtds", "names", "stl"]
-
-_METHODS = {"stl": stl, "equal": equal, "arml": arml, "jtds": jtds}
+# What is a function here and has the name of its file is a method.
+_METHODS = {
+    name: value
+    for name, value in sorted(globals().items())
+    if inspect.isfunction(value) and value.__module__ == f"{__name__}.{name}"
+}
 
 
 def names() -> list[str]:

@@ -22,7 +22,6 @@ import optax
 
 from auxjax.langevin import langevin_step
 from auxjax.methods import base
-from auxjax.partition import mask_by_path
 from auxjax.precision import accumulation_dtype
 from auxjax.score_matching import score_matching_value_and_gradient
 from auxjax.simplex import project_simplex, shift_and_clamp
@@ -169,15 +168,8 @@ def _inner(options, context, state, batch, key):
 
 def _outer(options, context, state, inner_batch, outer_batch, key):
     del outer_batch  # ARML has no held-out set
-    model, previous = context.model, state.method
-
-    def losses(params):
-        out = base.evaluate(model, params, state.model_state, inner_batch, key)
-        means = base.mean_losses(out)
-        names = [model.primary, *base.auxiliary_tasks(out, model.primary)]
-        return jnp.stack([means[name].astype(previous.weights.dtype) for name in names])
-
-    trunk = mask_by_path(state.params, model.trunk) if callable(model.trunk) else model.trunk
+    previous = state.method
+    losses, trunk = base.loss_vector(context, state, inner_batch, key), base.trunk_of(context, state.params)
     divergence, gradient, *_ = score_matching_value_and_gradient(
         losses, state.params, previous.weights, trunk=trunk, reduce=context.reduce
     )

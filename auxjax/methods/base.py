@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import optax
 
 from auxjax.losses import masked_mean, weighted_loss
+from auxjax.partition import mask_by_path
+from auxjax.precision import accumulation_dtype
 from auxjax.training.state import TrainState
 
 
@@ -65,6 +67,11 @@ class TaskModel(NamedTuple):
     feature_loss: Callable[..., jax.Array] | None = None
 
 
+def no_reduction(tree):
+    """The reduction outside of `pmap`: `tree` itself."""
+    return tree
+
+
 class Context(NamedTuple):
     """What stays fixed over a run: the model, the inner optimiser and how replicas average.
 
@@ -77,7 +84,7 @@ class Context(NamedTuple):
 
     model: TaskModel
     optimizer: optax.GradientTransformationExtraArgs
-    reduce: Callable[[Any], Any] = lambda tree: tree
+    reduce: Callable[[Any], Any] = no_reduction
 
 
 class Method(NamedTuple):
@@ -167,6 +174,28 @@ def mask_of(out: TaskLosses, task: str):
 def mean_losses(out: TaskLosses) -> dict[str, jax.Array]:
     """`{task: scalar}`, the mean loss over the labelled examples of each task (0 where there are none)."""
     return {task: masked_mean(value, mask_of(out, task)) for task, value in out.values.items()}
+
+
+def loss_vector(context: Context, state: TrainState, batch, key) -> Callable[[Any], jax.Array]:
+    """`params -> [K + 1]`: the mean losses, the primary task first and then `auxiliary_tasks`, for `task_gradients`.
+
+    The model state and the key are held fixed; the new model state is dropped.
+    """
+    model = context.model
+
+    def losses(params):
+        out = evaluate(model, params, state.model_state, batch, key)
+        means = mean_losses(out)
+        dtype = accumulation_dtype(*means.values())
+        return jnp.stack([means[name].astype(dtype) for name in (model.primary, *auxiliary_tasks(out, model.primary))])
+
+    return losses
+
+
+def trunk_of(context: Context, params):
+    """`TaskModel.trunk` as a pytree of bools, or `None` for all leaves."""
+    trunk = context.model.trunk
+    return mask_by_path(params, trunk) if callable(trunk) else trunk
 
 
 def loss_shapes(context: Context, state: TrainState, batch, key) -> TaskLosses:

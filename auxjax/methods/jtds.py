@@ -10,25 +10,21 @@ too. That is O(d K) numbers instead of one per example and task. Two levels:
     outer   min_phi L_dev(theta*(phi)),   phi = {alpha, P, a, b},          by implicit differentiation
 
 Reference: Chen, Wang, Guan, Liu, Zhu, 2022, Auxiliary Learning with Joint Task and Data Scheduling, ICML.
-Not here: the free table of weights, one per example and task, that the paper compares with (N-JTDS).
+The free table of weights, one per example and task, that the paper compares with is `n_jtds`.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax.hypergrad import BilevelProblem, implicit
-from auxjax.hypergrad.amortised import Amortised, warm_started
+from auxjax.hypergrad import BilevelProblem
 from auxjax.losses import masked_mean, weighted_loss
-from auxjax.methods import base
+from auxjax.methods import base, outer_level
 from auxjax.precision import accumulation_dtype
-from auxjax.solvers import neumann
-
-_NOT_LOGGED = ("solution", "outer_loss", "aux")  # fields of HypergradInfo that are no news about the hypergradient
 
 
 class TaskSchedule(NamedTuple):
@@ -45,21 +41,6 @@ class TaskSchedule(NamedTuple):
     prototype: jax.Array
     slope: jax.Array
     offset: jax.Array
-
-
-class JtdsState(NamedTuple):
-    """State of JTDS.
-
-    Attributes:
-      schedule: `{task: TaskSchedule}`, the outer variables phi.
-      opt_state: state of their optimiser.
-      hypergradient: what the hypergradient's estimator carries along (a warm start, a step size, a preconditioner);
-        `()` for one that carries nothing.
-    """
-
-    schedule: dict[str, TaskSchedule]
-    opt_state: Any
-    hypergradient: Any
 
 
 def jtds(
@@ -104,8 +85,7 @@ def jtds(
     if jacobian not in ("held_fixed", "exact"):
         raise ValueError(f"jtds(jacobian={jacobian!r}): wanted 'held_fixed' or 'exact'.")
     options = _Options(
-        optimizer=optax.adam(1e-2) if outer_optimizer is None else outer_optimizer,
-        estimator=_estimator(hypergradient, warm_start),
+        level=outer_level.make_outer_level("jtds", outer_optimizer, hypergradient, warm_start),
         squash={"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}[activation],
         standardise=standardise,
         schedule_primary=schedule_primary,
@@ -113,39 +93,24 @@ def jtds(
     )
 
     def inner(context, state, batch, key):
-        schedule = state.method.schedule
+        schedule = state.method.meta
         return base.weighted_update(
             context, state, batch, key, lambda out: _weights_of(options, context, schedule, out)
         )
 
     def weights(context, state, batch, key):
         out = base.evaluate(context.model, state.params, state.model_state, batch, key)
-        return base.constant_weights(_weights_of(options, context, state.method.schedule, out), out)
+        return base.constant_weights(_weights_of(options, context, state.method.meta, out), out)
 
     return base.Method(partial(_init, options), inner, partial(_outer, options), weights)
 
 
 class _Options(NamedTuple):
-    optimizer: optax.GradientTransformation
-    estimator: Callable | Amortised
+    level: outer_level.OuterLevel
     squash: Callable
     standardise: bool
     schedule_primary: bool
     exact: bool
-
-
-def _estimator(hypergradient, warm_start: bool):
-    estimator = implicit(neumann(3)) if hypergradient is None else hypergradient
-    if not (callable(estimator) or isinstance(estimator, Amortised)):
-        raise TypeError(
-            "jtds(hypergradient=) wants an estimator such as implicit(neumann(3)), or one with state such as "
-            f"single_loop(), and got {type(estimator).__name__}."
-        )
-    if not warm_start:
-        return estimator
-    if isinstance(estimator, Amortised):
-        raise ValueError("jtds(warm_start=True): an estimator with state has its own option for that. Leave it out.")
-    return warm_started(estimator)
 
 
 def _init(options, context, state, batch, key):
@@ -157,12 +122,8 @@ def _init(options, context, state, batch, key):
         task: _init_schedule(jax.random.fold_in(key, index), _features_of(out, task))
         for index, task in enumerate(tasks)
     }
-    carried = ()
-    if isinstance(options.estimator, Amortised):
-        # Made once and copied to all replicas, so outside of their averages.
-        problem = _problem(options, context._replace(reduce=None), state.model_state, key)
-        carried = options.estimator.init(problem, state.params, schedule, batch, batch, key=key)
-    return JtdsState(schedule, options.optimizer.init(schedule), carried)
+    problem = _problem(options, context, state.model_state, key)
+    return outer_level.init_outer(options.level, problem, state.params, schedule, batch, key)
 
 
 def _weights_of(options, context, schedule, out):
@@ -201,33 +162,18 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
 
         return jax.grad(loss)(params)
 
-    def outer_loss(params, schedule, batch):
-        del schedule
-        out = evaluate(params, batch)
-        return masked_mean(out.values[model.primary], base.mask_of(out, model.primary))
-
     inner = {"update_field": update_field} if options.exact else {"inner": inner_loss}
-    return BilevelProblem(**inner, outer=outer_loss, reduce=context.reduce)
+    outer = outer_level.primary_loss(context, model_state, key)
+    return BilevelProblem(**inner, outer=outer, reduce=outer_level.reduction(context))
 
 
 def _outer(options, context, state, inner_batch, outer_batch, key):
-    previous = state.method
     problem = _problem(options, context, state.model_state, key)
-    point = (problem, state.params, previous.schedule, inner_batch, outer_batch)
-    carried = ()
-    if isinstance(options.estimator, Amortised):
-        gradient, info, carried = options.estimator.update(*point, previous.hypergradient, key=key)
-    else:
-        gradient, info = options.estimator(*point, key=key)
-    updates, opt_state = options.optimizer.update(gradient, previous.opt_state, previous.schedule)
-    schedule = optax.apply_updates(previous.schedule, updates)
-    metrics = {
-        "outer_loss": context.reduce(problem.outer(state.params, previous.schedule, outer_batch)),
-        **{f"hypergradient/{name}": getattr(info, name) for name in info._fields if name not in _NOT_LOGGED},
-        **{f"slope/{task}": part.slope for task, part in schedule.items()},
-        **{f"offset/{task}": part.offset for task, part in schedule.items()},
-    }
-    return state._replace(method=JtdsState(schedule, opt_state, carried)), metrics
+    point = (problem, state.params, state.method, inner_batch, outer_batch, key)
+    new, metrics = outer_level.update_outer(options.level, *point)
+    metrics |= {f"slope/{task}": part.slope for task, part in new.meta.items()}
+    metrics |= {f"offset/{task}": part.offset for task, part in new.meta.items()}
+    return state._replace(method=new), metrics
 
 
 def standardised(losses: jax.Array, mask: jax.Array | None) -> jax.Array:

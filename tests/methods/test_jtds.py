@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import auxjax
-from auxjax import amortise, cg, dense, implicit, single_loop
+from auxjax import amortise, cg, dense, implicit, normal_cg, single_loop
 from auxjax.methods.jtds import TaskSchedule, standardised
 from auxjax.solvers import nystrom_preparation
 from tests.problems_training import LinearTasks, linear_model, state_of
@@ -55,10 +55,10 @@ def test_weights_are_the_product_of_three_factors(activation, squash, standardis
     problem = LinearTasks.make(0, num_tasks=3, masked=masked)
     method = auxjax.methods.get("jtds", activation=activation, standardise=standardise)
     context, state = state_of(linear_model(masked=masked), problem, method=method)
-    state = state._replace(method=state.method._replace(schedule=random_schedule(1)))
+    state = state._replace(method=state.method._replace(meta=random_schedule(1)))
     weights = method.weights(context, state, problem.batch, KEY)
     expected = oracle_weights(
-        problem, state.method.schedule, np.asarray(state.params["w"]), squash, standardise=standardise
+        problem, state.method.meta, np.asarray(state.params["w"]), squash, standardise=standardise
     )
     for task in TASKS:
         labelled = np.asarray(problem.batch["mask"][task]) if masked else slice(None)
@@ -69,10 +69,10 @@ def test_inner_update_is_the_weighted_gradient_with_the_weights_held_fixed():
     problem = LinearTasks.make(2, num_tasks=3)
     method = auxjax.methods.get("jtds")
     context, state = state_of(linear_model(), problem, method=method)
-    state = state._replace(method=state.method._replace(schedule=random_schedule(3)))
+    state = state._replace(method=state.method._replace(meta=random_schedule(3)))
     new, metrics = method.inner(context, state, problem.batch, KEY)
     w = np.asarray(state.params["w"])
-    weights = oracle_weights(problem, state.method.schedule, w, sigmoid, standardise=True)
+    weights = oracle_weights(problem, state.method.meta, w, sigmoid, standardise=True)
     gradient = np.zeros(3)
     for task in TASKS:
         x, y = np.asarray(problem.batch["x"][task]), np.asarray(problem.batch["y"][task])
@@ -85,9 +85,9 @@ def hypergradient(problem, dev, schedule, w, **options):
     """The method's own outer gradient, read off an SGD step of length 1 on the schedule."""
     method = auxjax.methods.get("jtds", outer_optimizer=optax.sgd(1.0), hypergradient=implicit(dense()), **options)
     context, state = state_of(linear_model(), problem._replace(params={"w": w}), method=method)
-    state = state._replace(method=state.method._replace(schedule=schedule))
+    state = state._replace(method=state.method._replace(meta=schedule))
     new, metrics = method.outer(context, state, problem.batch, dev.batch, KEY)
-    return jax.tree.map(lambda a, b: a - b, schedule, new.method.schedule), metrics
+    return jax.tree.map(lambda a, b: a - b, schedule, new.method.meta), metrics
 
 
 def inner_solver(problem, *, held_at=None):
@@ -100,7 +100,7 @@ def inner_solver(problem, *, held_at=None):
 
     def field(w, schedule):
         at = state._replace(
-            params={"w": w if held_at is None else held_at}, method=state.method._replace(schedule=schedule)
+            params={"w": w if held_at is None else held_at}, method=state.method._replace(meta=schedule)
         )
         weights = method.weights(context, at, problem.batch, KEY)
         return jax.grad(lambda v: auxjax.weighted_loss(model.losses({"w": v}, problem.batch, KEY).values, weights))(w)
@@ -164,7 +164,7 @@ def test_unscheduled_primary_task_keeps_weight_one():
     problem = LinearTasks.make(0, num_tasks=2)
     method = auxjax.methods.get("jtds", schedule_primary=False)
     context, state = state_of(linear_model(), problem, method=method)
-    assert list(state.method.schedule) == ["aux0"]
+    assert list(state.method.meta) == ["aux0"]
     weights = method.weights(context, state, problem.batch, KEY)
     np.testing.assert_array_equal(weights["primary"], np.ones(8))
 
@@ -186,6 +186,18 @@ def test_warm_start_is_the_last_solution():
     np.testing.assert_allclose(new.method.hypergradient["w"], np.linalg.solve(hessian, v), rtol=1e-8)
 
 
+def test_solvers_that_cannot_average_over_replicas_serve_where_there_are_none():
+    problem, dev = LinearTasks.make(0, num_tasks=2), LinearTasks.make(1, num_tasks=2)
+    schedules = []
+    for solver in (dense(), normal_cg(rtol=1e-12)):
+        method = auxjax.methods.get("jtds", hypergradient=implicit(solver), outer_optimizer=optax.sgd(0.1))
+        context, state = state_of(linear_model(), problem, method=method)
+        new, _ = method.outer(context, state, problem.batch, dev.batch, KEY)
+        schedules.append(new.method.meta)
+    for one, two in zip(jax.tree.leaves(schedules[0]), jax.tree.leaves(schedules[1]), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-8)
+
+
 def test_an_estimator_with_state_lives_in_the_training_state():
     """Its gradients are those of the same solver called by hand, and its state goes on from step to step."""
     problem, dev = LinearTasks.make(0, num_tasks=2), LinearTasks.make(1, num_tasks=2)
@@ -204,7 +216,7 @@ def test_an_estimator_with_state_lives_in_the_training_state():
         other, _ = by_hand.outer(context, other, problem.batch, dev.batch, KEY)
         assert state.method.hypergradient.count == count
         assert metrics["hypergradient/converged"]
-    for one, two in zip(jax.tree.leaves(state.method.schedule), jax.tree.leaves(other.method.schedule), strict=True):
+    for one, two in zip(jax.tree.leaves(state.method.meta), jax.tree.leaves(other.method.meta), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-7)
 
 
@@ -231,7 +243,7 @@ def test_unlabelled_examples_may_be_nan_and_change_nothing(standardise):
         )
         context, state = state_of(spoiled(value), problem, method=method)
         new, _ = method.outer(context, state, problem.batch, dev.batch, KEY)
-        schedules.append(new.method.schedule)
+        schedules.append(new.method.meta)
     for one, two in zip(*map(jax.tree.leaves, schedules), strict=True):
         assert np.all(np.isfinite(two))
         np.testing.assert_allclose(one, two, rtol=1e-12)
@@ -275,7 +287,7 @@ def test_learned_filter_falls_with_the_loss_when_labels_are_wrong():
     state = init(KEY, {"w": jnp.zeros(5)}, batch)
     for _ in range(150):
         state, _ = step(state, batch, dev)
-    assert state.method.schedule["primary"].slope < -1
+    assert state.method.meta["primary"].slope < -1
     weights = np.asarray(auxjax.task_weights(linear_model(), method, state, batch, key=KEY)["primary"])
     assert weights[spoilt].mean() < 0.5 * weights[~spoilt].mean()
     ordinary = np.linalg.lstsq(x, y, rcond=None)[0]
