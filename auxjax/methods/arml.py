@@ -131,15 +131,11 @@ class _Options(NamedTuple):
 
 def _init(options, context, state, batch, key):
     out = base.loss_shapes(context, state, batch, key)
-    names = base.auxiliary_tasks(out, context.model.primary)
-    if not names:
-        raise ValueError("arml weighs auxiliary tasks, and the model has none. Add one, or use method 'stl'.")
+    names = base.auxiliary_or_raise("arml", context, out)
     dtype = accumulation_dtype(out.values[context.model.primary])
     weights = jnp.full((len(names),), (options.total or len(names)) / len(names), dtype)
     opt_state = options.optimizer.init(weights)
-    # Copies, because a donated state must not hold one array twice.
-    fast, slow = weights.copy(), weights.copy()
-    return ArmlState(weights, opt_state, fast, slow, jnp.array(options.two_stage), jnp.zeros((), jnp.int32))
+    return ArmlState(weights, opt_state, weights, weights, jnp.array(options.two_stage), jnp.zeros((), jnp.int32))
 
 
 def _weights_of(options, context, method_state, out):

@@ -38,12 +38,15 @@ class TaskLosses(NamedTuple):
         fully labelled.
       features: `[n, d]` output of the shared trunk, or `{task: [n_task, d]}`, for methods that look at it (JTDS).
       state: the model's new state (BatchNorm statistics), `None` for a model without any.
+      maps: `{task: [n_task, height, width]}`, losses per pixel whose means over pixels are `values`, for methods that
+        look at where in an image a loss is (AuxiLearn's convolutional form).
     """
 
     values: Mapping[str, jax.Array]
     masks: Mapping[str, jax.Array] | None = None
     features: Any = None
     state: Any = None
+    maps: Mapping[str, jax.Array] | None = None
 
 
 class TaskModel(NamedTuple):
@@ -164,6 +167,24 @@ def _check_losses(out, primary: str) -> None:
 def auxiliary_tasks(out: TaskLosses, primary: str) -> list[str]:
     """The auxiliary tasks in the order every method uses: sorted by name, the primary left out."""
     return sorted(task for task in out.values if task != primary)
+
+
+def auxiliary_or_raise(method: str, context: Context, out: TaskLosses) -> list[str]:
+    """`auxiliary_tasks`, for methods that are about nothing else.
+
+    Raises:
+      ValueError: there are none.
+    """
+    names = auxiliary_tasks(out, context.model.primary)
+    if not names:
+        raise ValueError(f"{method} weighs auxiliary tasks, and the model has none. Add one, or use method 'stl'.")
+    return names
+
+
+def labelled(context: Context, out: TaskLosses, task: str) -> jax.Array:
+    """Bool scalar: whether the batch, of any replica, has a label for the task."""
+    mask = mask_of(out, task)
+    return jnp.array(True) if mask is None else context.reduce(jnp.any(mask).astype(jnp.float32)) > 0
 
 
 def mask_of(out: TaskLosses, task: str):

@@ -116,7 +116,9 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
     state = TrainState(jnp.zeros((), jnp.int32), key, params, opt_state, model_state)
     batch = _pick(plan, batch, 0, jax.random.fold_in(key, _DRAW))
     loss_shapes(plan.context, state, batch, key)  # whatever the model returns is checked here, before any training
-    return state._replace(method=plan.method.init(plan.context, state, batch, jax.random.fold_in(key, _INIT_METHOD)))
+    method = plan.method.init(plan.context, state, batch, jax.random.fold_in(key, _INIT_METHOD))
+    # Copies again: a donated state must not hold one array twice, as equal initial weights easily do.
+    return state._replace(method=jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), method))
 
 
 def _own(leaf):

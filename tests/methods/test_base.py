@@ -20,8 +20,13 @@ def test_every_method_by_name_gives_three_functions():
 
 
 def test_unknown_method_names_the_nearest():
-    with pytest.raises(ValueError, match=r"no method 'jtd'.*'jtds'.*Known methods: stl, equal"):
+    with pytest.raises(ValueError, match=r"no method 'jtd'.*'jtds'.*Known methods: .*equal, .*stl"):
         auxjax.methods.get("jtd")
+
+
+def test_an_option_that_is_needed_is_named():
+    with pytest.raises(ValueError, match="fixed_weights needs the option 'weights'"):
+        auxjax.methods.get("fixed_weights")
 
 
 def test_unknown_option_lists_the_options():

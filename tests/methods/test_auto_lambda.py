@@ -1,0 +1,57 @@
+"""Auto-Lambda against differences of the look-ahead with the real optimiser."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import auxjax
+from tests.problems_training import LinearTasks, linear_model, numpy_gradients, numpy_means, state_of
+
+KEY = jax.random.key(0)
+TASKS = ("primary", "aux0", "aux1")
+
+
+def look_ahead(optimizer, state, problem, dev, weights):
+    """The primary loss on `dev` after one update, by NumPy gradients and the optimiser itself."""
+    gradient = jnp.array(weights @ numpy_gradients(problem.batch, np.asarray(state.params["w"])))
+    updates, _ = optimizer.update({"w": gradient}, state.opt_state, state.params)
+    return numpy_means(dev.batch, np.asarray(optax.apply_updates(state.params, updates)["w"]))[0]
+
+
+@pytest.mark.parametrize("form", ["finite_difference", "exact"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_is_that_of_the_look_ahead(form, masked):
+    """Momentum and weight decay are part of it, and so is the optimiser's state after some updates."""
+    problem, dev = (LinearTasks.make(seed, num_tasks=3, masked=masked) for seed in (0, 1))
+    optimizer = optax.chain(optax.add_decayed_weights(0.02), optax.sgd(0.1, momentum=0.9))
+    method = auxjax.methods.get("auto_lambda", form=form, outer_optimizer=optax.sgd(1.0))
+    context, state = state_of(linear_model(masked=masked), problem, method=method, optimizer=optimizer)
+    for _ in range(3):
+        state, _ = method.inner(context, state, problem.batch, KEY)
+    new, metrics = method.outer(context, state, problem.batch, dev.batch, KEY)
+    found = np.array([state.method.meta[task] - new.method.meta[task] for task in TASKS])
+    wanted, delta = np.zeros(3), 1e-5
+    for k, step in enumerate(np.eye(3) * delta):
+        up, down = (look_ahead(optimizer, state, problem, dev, np.full(3, 0.1) + s * step) for s in (1, -1))
+        wanted[k] = (up - down) / (2 * delta)
+    np.testing.assert_allclose(found, wanted, rtol=1e-7, atol=1e-10)
+    assert metrics["outer_loss"] > 0
+
+
+def test_the_primary_task_starts_at_the_same_weight():
+    problem = LinearTasks.make(0, num_tasks=3)
+    method = auxjax.methods.get("auto_lambda")
+    context, state = state_of(linear_model(), problem, method=method)
+    new, metrics = method.inner(context, state, problem.batch, KEY)
+    w = np.asarray(problem.params["w"])
+    wanted = w - 0.1 * np.full(3, 0.1) @ numpy_gradients(problem.batch, w)
+    np.testing.assert_allclose(new.params["w"], wanted, rtol=1e-12)
+    np.testing.assert_allclose(metrics["weight/primary"], 0.1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"form": "unrolled"}, {"epsilon": 0.0}, {"initial": float("nan")}])
+def test_mistakes_are_named(options):
+    with pytest.raises(ValueError, match="auto_lambda"):
+        auxjax.methods.get("auto_lambda", **options)
