@@ -20,6 +20,7 @@ HEADINGS = {
     "rounding": "own rounding",
     "note": "",
 }
+ERRORS = (0.1, 0.01, 1e-3, 1e-5)  # of the table of who gets there first
 
 
 def problem_rows(name: str, record: dict) -> list[dict]:
@@ -64,6 +65,29 @@ def sequence_rows(name: str, record: dict) -> list[dict]:
         row["note"] = reason(entry)
         rows.append(row)
     return rows
+
+
+def reached_lines(record: dict) -> list[str]:
+    """A Markdown table: every library's fastest entry whose error is at most 10, 1, 0.1 and 0.001 %."""
+    lines = [
+        "| library | " + " | ".join(f"{100 * error:g} %" for error in ERRORS) + " |",
+        "|---" * (len(ERRORS) + 1) + "|",
+    ]
+    for library in dict.fromkeys(entry["library"] for entry in record["entries"]):
+        cells = []
+        for error in ERRORS:
+            good = [
+                entry
+                for entry in record["entries"]
+                if entry["library"] == library
+                and entry.get("median_s")
+                and entry.get("error") is not None
+                and entry["error"] <= error
+            ]
+            best = min(good, key=lambda entry: entry["median_s"], default=None)
+            cells.append("-" if best is None else f"{best['label']}: {milliseconds(best)}")
+        lines.append(f"| {library} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def milliseconds(entry: dict) -> str:
@@ -159,5 +183,8 @@ def write(result: dict, directory: pathlib.Path) -> None:
         lines += [f"## {name}", "", "| " + " | ".join(HEADINGS[key] for key in shown) + " |", "|---" * len(shown) + "|"]
         lines += ["| " + " | ".join(row[key].replace("|", "\\|") for key in shown) + " |" for row in mine]
         lines.append("")
+        if name in result["problems"] and "entries" in result["problems"][name]:
+            lines += ["Milliseconds [95 %] of the fastest entry with at most this error:", ""]
+            lines += [*reached_lines(result["problems"][name]), ""]
     lines += [f"- {line}" for line in sweep_lines(result)]
     (directory / "table.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

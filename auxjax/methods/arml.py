@@ -205,7 +205,9 @@ def _check_options(form, projection, total, step_size, temperature, tolerance, m
         raise ValueError(f"arml(projection={projection!r}): wanted 'simplex' or 'shift_and_clamp'.")
     if total is not None and not total > 0:
         raise ValueError(f"arml(total={total}): wanted a number > 0, or None for the number of auxiliary tasks.")
-    if form == "two_stage" and (step_size is None or temperature is None or step_size < 0 or temperature < 0):
+    given = [value for value in (step_size, temperature) if value is not None]
+    known = [value for value in given if not isinstance(value, jax.core.Tracer)]  # a sweep under vmap checks nothing
+    if form == "two_stage" and (len(given) < 2 or any(value < 0 for value in known)):
         raise ValueError(
             f"arml(form='two_stage', step_size={step_size}, temperature={temperature}): Langevin sampling needs both, "
             "each >= 0. For mean losses over n examples, temperature=1/n samples the posterior."

@@ -238,3 +238,18 @@ def test_no_auxiliary_task_is_refused():
     problem = LinearTasks.make(0, num_tasks=1)
     with pytest.raises(ValueError, match="the model has none"):
         state_of(linear_model(), problem, method=auxjax.methods.get("arml"))
+
+
+def test_step_size_and_temperature_may_be_swept():
+    """As arguments of `vmap`: one program for several noise levels."""
+    problem = LinearTasks.make(0, num_tasks=3)
+
+    def run(step_size, temperature):
+        method = auxjax.methods.get("arml", form="two_stage", step_size=step_size, temperature=temperature)
+        context, state = state_of(linear_model(), problem, method=method)
+        return method.inner(context, state, problem.batch, KEY)[0].params["w"]
+
+    sizes, temperatures = jnp.array([0.1, 0.2]), jnp.array([0.0, 0.5])
+    swept = jax.vmap(run)(sizes, temperatures)
+    for found, step_size, temperature in zip(swept, sizes, temperatures, strict=True):
+        np.testing.assert_allclose(found, run(float(step_size), float(temperature)), rtol=1e-12)
