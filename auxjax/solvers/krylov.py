@@ -62,6 +62,7 @@ def cg(
     base.check_non_negative("cg", rtol=rtol, damping=damping)
     iteration.check_preconditioner("cg", preconditioner)
     written_out = iteration.choose_unroll("cg", unroll, max_steps)
+    settle = iteration.computed_once if written_out else lambda *scalars: scalars  # a loop's state is no formula
 
     def solve(matvec, b, *, init=None, key=None):
         system = base.make_system("cg", matvec, b, init, key)
@@ -74,7 +75,7 @@ def cg(
             residual = right if init is None else tree_math.add_scaled(right, -1.0, operator(guess))
             first = _start(guess, residual, apply, tolerance)
             last, trips = iteration.repeat(
-                lambda s: _step(operator, apply, s, tolerance), first, max_steps, written_out
+                lambda s: _step(operator, apply, s, tolerance, settle), first, max_steps, written_out
             )
             return last.x, (trips + jnp.int32(init is not None), last.quotient - damping)
 
@@ -113,7 +114,7 @@ def _start(x, residual, apply, tolerance) -> _State:
     return _State(x, residual, direction, square, jnp.full_like(square, jnp.inf), size <= tolerance)
 
 
-def _step(operator, apply, state: _State, tolerance) -> _State:
+def _step(operator, apply, state: _State, tolerance, settle) -> _State:
     """One step; where the iteration is done its length is zero, and the solution stays as it is.
 
     A direction without curvature, or with one that is not finite, ends the iteration. A negative curvature does not:
@@ -125,7 +126,7 @@ def _step(operator, apply, state: _State, tolerance) -> _State:
     length = state.square / jnp.where(curvature == 0, one, curvature)
     possible = (curvature != 0) & jnp.isfinite(length) & ~state.done
     quotient = curvature / tree_math.vdot(state.direction, state.direction)
-    length, quotient, possible = iteration.computed_once(
+    length, quotient, possible = settle(
         jnp.where(possible, length, jnp.zeros_like(length)),
         jnp.where(possible, jnp.minimum(quotient, state.quotient), state.quotient),
         possible.astype(length.dtype),
@@ -136,7 +137,7 @@ def _step(operator, apply, state: _State, tolerance) -> _State:
     size = square if apply is None else tree_math.vdot(residual, residual)
     ratio = square / jnp.where(state.square == 0, one, state.square)
     done = (possible == 0) | (jnp.sqrt(size) <= tolerance)
-    ratio, square, done = iteration.computed_once(ratio, square, done.astype(length.dtype))
+    ratio, square, done = settle(ratio, square, done.astype(length.dtype))
     return _State(
         x=tree_math.add_scaled(state.x, length, state.direction),
         residual=residual,
