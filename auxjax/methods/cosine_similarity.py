@@ -24,7 +24,11 @@ from auxjax.task_gradients import module_products, squared_norms
 
 
 def cosine_similarity(
-    *, form: str = "gate", module_of: Callable[[str], str] | None = None, auxiliary_weight: float = 1.0
+    *,
+    form: str = "gate",
+    module_of: Callable[[str], str] | None = None,
+    auxiliary_weight: float = 1.0,
+    chunk: int = 8,
 ) -> base.Method:
     """Gates auxiliary gradients by their cosine with the primary gradient, anew at every update.
 
@@ -34,6 +38,7 @@ def cosine_similarity(
       module_of: compare per module and not on the whole trunk: a function of a leaf's path to its module's name, see
         `auxjax.partition.modules_by_path`; `lambda path: path` gates every leaf by itself.
       auxiliary_weight: weight of the auxiliary losses, before any gate; at least 0.
+      chunk: gradients that are in memory at a time where norms are needed; fewer, larger chunks compile faster.
 
     Returns:
       A `Method` without an outer level. The state is the last weights, `[M, K]` in order of the modules and of the
@@ -48,7 +53,7 @@ def cosine_similarity(
         raise ValueError(f"cosine_similarity(form={form!r}): wanted 'gate' or 'weighted'.")
     if not 0 <= auxiliary_weight < float("inf"):
         raise ValueError(f"cosine_similarity(auxiliary_weight={auxiliary_weight}): wanted a finite number >= 0.")
-    options = _Options(form == "gate", module_of, auxiliary_weight)
+    options = _Options(form == "gate", module_of, auxiliary_weight, chunk)
 
     def weights(context, state, batch, key):
         out = base.loss_shapes(context, state, batch, key)
@@ -61,6 +66,7 @@ class _Options(NamedTuple):
     gate: bool
     module_of: Callable[[str], str] | None
     auxiliary_weight: float
+    chunk: int
 
 
 def _init(options, context, state, batch, key):
@@ -103,7 +109,7 @@ def _gates(options, tasks, modules) -> jax.Array:
     products = tasks.products(primary)[None, :] if single else module_products(tasks, primary, modules)
     if options.gate:
         return (products[:, 1:] >= 0).astype(products.dtype)
-    squares = squared_norms(tasks, modules=modules)
+    squares = squared_norms(tasks, modules=modules, chunk=options.chunk)
     scale = jnp.sqrt(squares[:, :1] * squares[:, 1:])
     # A task without a gradient has no direction; whatever its weight, it changes nothing.
     cosines = jnp.where(scale > 0, products[:, 1:].astype(scale.dtype) / jnp.where(scale > 0, scale, 1.0), 0.0)

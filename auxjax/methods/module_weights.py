@@ -71,8 +71,9 @@ def _mixtures(tasks: TaskGradients, modules: Modules, weights) -> list:
     if count == 1:
         return tasks.combine(weights[0])
     if count <= num_tasks:
-        mixtures = jax.vmap(tasks.combine)(weights)
-        return [mixture[module] for mixture, module in zip(mixtures, modules.of_leaf, strict=True)]
+        # One after another and not batched: of every mixture the compiler then keeps the leaves of its module alone.
+        mixtures = [tasks.combine(row) for row in weights]
+        return [mixtures[module][place] for place, module in enumerate(modules.of_leaf)]
     gradients = jax.vmap(tasks.combine)(jax.numpy.eye(num_tasks, dtype=weights.dtype))
     scaled = jax.vmap(lambda gradient, column: scale_modules(gradient, column, modules))(gradients, weights.T)
     return [leaf.sum(0) for leaf in scaled]

@@ -155,6 +155,7 @@ def test_far_from_a_minimum_it_converges_and_the_residual_is_still_that_of_the_h
     np.testing.assert_allclose(grad, 0.2 * np.asarray(point.meta) - np.asarray(along), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_masked_leaves_are_left_out_and_replicas_agree():
     point = network(examples=8)
     curvature = gauss_newton(outputs, loss_of_outputs)

@@ -138,6 +138,7 @@ def test_masks_aux_and_counters_are_kept(ordinary_promotion):
         np.testing.assert_array_equal(info.solution.params["bias"], np.zeros(2))
 
 
+@pytest.mark.slow
 def test_replicas_follow_the_optimiser_of_the_mean_gradient(ordinary_promotion):
     """Adam is not linear in the gradient: the mean of the replicas' updates would be another field."""
     solved = ridge(scalar=True)

@@ -120,6 +120,7 @@ def test_scheduled_losses_with_the_exact_jacobian_agree_with_finite_differences(
     np.testing.assert_allclose(grad, finite_difference_of_solved(there), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_gradient_given_as_an_update_field_gives_the_same():
     solved = ridge(explicit=0.3)
     problem = BilevelProblem(update_field=jax.grad(solved.problem.inner), outer=solved.problem.outer)
@@ -214,6 +215,7 @@ def test_vmap_of_eight_problems_is_a_loop(solver):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_estimator_can_be_differentiated():
     solved = ridge()
 

@@ -146,6 +146,7 @@ def maps_model(model):
     return model._replace(losses=losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constraint", ["clamp", "softplus"])
 def test_convolutional_form_trains_and_learns(constraint):
     problem, model = network_problem(0, num_tasks=3)

@@ -12,8 +12,9 @@ from tests.problems_training import LinearTasks, linear_model, state_of
 
 
 def test_every_method_by_name_gives_three_functions():
+    options = {"fixed_weights": {"weights": {}}, "n_jtds": {"num_examples": 1, "ids": lambda batch: batch}}
     for name in auxjax.methods.names():
-        method = auxjax.methods.get(name)
+        method = auxjax.methods.get(name, **options.get(name, {}))
         assert isinstance(method, auxjax.Method)
         assert callable(method.init)
         assert callable(method.inner)

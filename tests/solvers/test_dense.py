@@ -70,6 +70,7 @@ def test_derivatives_are_those_of_the_linear_system():
     np.testing.assert_allclose(jax.jvp(total, (0.0,), (1.0,))[1], difference, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_derivative_beside_a_singular_matrix_is_finite_under_vmap():
     """The branch not taken must not leak NaN into the derivative."""
 
