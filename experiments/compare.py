@@ -4,6 +4,9 @@
 
 Runs that are finished are not repeated, so the same command with more methods or seeds adds to what is there, and after
 an interruption it goes on. DIR/table.csv has a row per logged step, the plots and the table are made from the files.
+
+A method may carry options, NAME:OPTION=VALUE, and several of them behind a +. A sweep over one weight for all auxiliary
+tasks is  --methods equal:auxiliary_weight=0.1,equal:auxiliary_weight=0.3,equal:auxiliary_weight=3
 """
 
 import argparse
@@ -11,7 +14,8 @@ import pathlib
 import sys
 
 from experiments import command_line, records, report, terminal
-from experiments.trainer import check_seed, check_settings, describe, parse_method, train
+from experiments.method_labels import folder_of, parse, text_of
+from experiments.trainer import check_method, check_seed, check_settings, describe, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         "--methods",
         required=True,
         metavar="A,B,C",
-        help="names, separated by commas; NAME+dev trains on the dev examples, too",
+        help="names, separated by commas; NAME:OPTION=VALUE has options, NAME+dev trains on the dev examples, too",
     )
     found.add_argument("--seeds", default="0,1,2", metavar="0,1,2", help="seeds, separated by commas (0,1,2)")
     return found
@@ -45,14 +49,12 @@ def seeds_of(text: str) -> list[int]:
 
 
 def methods_of(text: str) -> list[str]:
-    """`["stl", "jtds"]` from "stl,jtds".
+    """`["stl", "jtds"]` from "stl,jtds": labels, see `method_labels`.
 
     Raises:
-      ValueError: an unknown method, none at all, or one twice.
+      ValueError: an unknown method or option, none at all, or one twice.
     """
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    for name in names:
-        parse_method(name)
+    names = [text_of(parse(part.strip())) for part in text.split(",") if part.strip()]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"--methods {text}: wanted at least one name, each once, such as stl,equal,jtds.")
     return names
@@ -65,7 +67,7 @@ def check_folder(directory: pathlib.Path, config: str, settings, runs: list[tupl
       ValueError: the folder is another comparison's, holds runs with other settings, or other files.
     """
     for name, seed in runs:
-        records.find_run(folder_of(directory, name, seed), describe(config, settings, name, seed))
+        records.find_run(run_folder(directory, name, seed), describe(config, settings, name, seed))
     there = sorted(directory.glob("*/seed_*/run.json")) if directory.is_dir() else []
     for path in there:
         wanted = describe(config, settings, "", 0)
@@ -76,14 +78,14 @@ def check_folder(directory: pathlib.Path, config: str, settings, runs: list[tupl
                 "Use another --out."
             )
     foreign = set() if there or not directory.exists() else {path.name for path in directory.iterdir()}
-    foreign -= {name for name, _ in runs}
+    foreign -= {folder_of(name) for name, _ in runs}
     if foreign:
         raise ValueError(f"{directory} holds other files, such as {min(foreign)}, and no runs. Use another --out.")
 
 
-def folder_of(directory: pathlib.Path, method: str, seed: int) -> pathlib.Path:
+def run_folder(directory: pathlib.Path, method: str, seed: int) -> pathlib.Path:
     """The folder of one run of a comparison."""
-    return directory / method / f"seed_{seed}"
+    return directory / folder_of(method) / f"seed_{seed}"
 
 
 def main(argv=None) -> int:
@@ -93,7 +95,10 @@ def main(argv=None) -> int:
     def work():
         settings = command_line.settings(arguments)
         check_settings(settings)
-        runs = [(name, seed) for name in methods_of(arguments.methods) for seed in seeds_of(arguments.seeds)]
+        names = methods_of(arguments.methods)
+        for name in names:
+            check_method(arguments.config, settings, name)
+        runs = [(name, seed) for name in names for seed in seeds_of(arguments.seeds)]
         check_folder(arguments.out, arguments.config, settings, runs)
         with terminal.progress() as follow:
             overall = follow(f"{arguments.config}:", len(runs))
@@ -109,7 +114,7 @@ def main(argv=None) -> int:
                     settings,
                     name,
                     seed,
-                    folder_of(arguments.out, name, seed),
+                    run_folder(arguments.out, name, seed),
                     data_dir=arguments.data_dir,
                     on_step=on_step,
                 )

@@ -1,8 +1,9 @@
 """What a config builds: everything a run needs except its seed and its data.
 
-A config module has a frozen dataclass `Settings`, `load(settings, seed, data_dir) -> Splits` and
-`build(settings, method, shapes) -> Experiment` (`shapes`: see `trainer.Shapes`). The experiment depends on the shapes
-of the data only, and takes data as an argument, so that one compiled step serves all seeds.
+A config module has a frozen dataclass `Settings`, `load(settings, seed, data_dir) -> Splits`,
+`method_options(settings, shapes) -> {method: options}` and `build(settings, method, shapes) -> Experiment` (`shapes`:
+see `trainer.Shapes`; `method`: a label, see `method_labels`). The experiment depends on the shapes of the data only,
+and takes data as an argument, so that one compiled step serves all seeds.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,9 @@ class Experiment(NamedTuple):
       init_params: `key -> (params, model_state)`.
       draw_inner: `(data, key) -> batch`, see `auxjax.make_step`.
       draw_outer: the same for the dev data.
-      evaluate: `(params, model_state, images, labels) -> accuracy of the primary task`, jitted.
+      evaluate: `(params, model_state, split) -> {metric: number}`, metrics of the primary task as `experiments.metrics`
+        knows them, on a split (see `data.splits`).
+      metric: the one of them that chooses the best step on validation.
       batch_of: `(data, indices) -> batch`, the examples at these places, to ask the method for their weights.
     """
 
@@ -37,10 +40,14 @@ class Experiment(NamedTuple):
     init_params: Callable[[jax.Array], tuple[Any, Any]]
     draw_inner: Callable[[Any, jax.Array], Any]
     draw_outer: Callable[[Any, jax.Array], Any]
-    evaluate: Callable[[Any, Any, Any, Any], jax.Array]
+    evaluate: Callable[[Any, Any, dict], dict[str, float]]
+    metric: str
     batch_of: Callable[[Any, Any], Any]
 
 
+_NOT_FOR_TRAINING = ("true_label", "corrupted", "example_id")
+
+
 def on_device(split: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The arrays of a split that training reads, on the device."""
-    return {name: jax.numpy.asarray(split[name]) for name in ("image", "label")}
+    """The arrays of a split that training may see, on the device."""
+    return {name: jax.numpy.asarray(array) for name, array in split.items() if name not in _NOT_FOR_TRAINING}

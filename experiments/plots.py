@@ -1,7 +1,8 @@
 """The plots of a comparison, made from the files of its runs.
 
-    accuracy.png   test accuracy by method, every seed a dot, mean and 95 % interval
-    training.png   validation accuracy over training
+    accuracy.png   test accuracy by method, every seed a dot, mean and 95 % interval; auroc.png for runs that select by
+                   the AUROC
+    training.png   the same metric on validation over training
     weights.png    mean weight of every task over training, a panel per method
     filter.png     the loss filter a method has learned, sigmoid(slope z + offset) (JTDS), a panel per method
     samples.png    histogram of the weights of the training examples, clean against corrupted, a panel per method
@@ -10,6 +11,8 @@ A plot that the runs have no numbers for is left out; one that was there from an
 """
 
 import pathlib
+import re
+from functools import partial
 
 import matplotlib
 
@@ -19,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from experiments.metrics import METRICS, axis, metric_of
 from experiments.statistics import mean_and_interval
 
 # Okabe and Ito's colours: told apart by colour-blind readers. The yellow, hard to see on white, comes last.
@@ -51,9 +55,10 @@ def draw_all(groups: dict[str, list], directory: pathlib.Path) -> list[pathlib.P
       The files written.
     """
     written = []
-    drawings = {"accuracy": _accuracy, "training": _training, "weights": _weights, "filter": _filter}
+    drawings = {metric: partial(_scores, metric) for metric in METRICS}
+    drawings |= {"training": _training, "weights": _weights, "filter": _filter, "samples": _samples}
     with plt.rc_context(STYLE):
-        for name, draw in {**drawings, "samples": _samples}.items():
+        for name, draw in drawings.items():
             path = directory / f"{name}.png"
             figure = draw(groups)
             if figure is None:
@@ -68,6 +73,12 @@ def draw_all(groups: dict[str, list], directory: pathlib.Path) -> list[pathlib.P
 def _look(place: int) -> dict:
     """Colour and line of the method, or task, at this place: all different for the first 32."""
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": LINES[place // len(COLOURS) % len(LINES)]}
+
+
+def _task_look(place: int) -> dict:
+    """Colour and line of the task at this place: the first four differ in both, so that one shows through the next."""
+    line = min(place % len(COLOURS), 3) + place // len(COLOURS)
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": LINES[line % len(LINES)]}
 
 
 def _panels(labels, width: float, height: float, **options):
@@ -94,16 +105,24 @@ def _finished(groups):
     return {method: runs for method, runs in found.items() if runs}
 
 
-def _accuracy(groups):
-    finished = _finished(groups)
+def _of_metric(groups, metric: str):
+    """The methods whose runs select by a metric."""
+    return {method: runs for method, runs in groups.items() if runs[0].about["metric"] == metric}
+
+
+def _scores(metric, groups):
+    finished = _of_metric(_finished(groups), metric)
     if not finished:
         return None
-    figure, axes = plt.subplots(figsize=(1.2 + 0.9 * len(finished), 3.0))
-    kinds = (("test_accuracy", "o", -0.13, "last step"), ("selected_test_accuracy", "D", 0.13, "best validation step"))
+    crowded = len(finished) > 8
+    figure, axes = plt.subplots(figsize=(1.2 + (0.45 if crowded else 0.9) * len(finished), 3.0))
+    test = f"test_{metric}"
+    first, second, aside = (-0.3, 0.12, 0.18) if crowded else (-0.13, 0.13, 0.1)
+    kinds = ((test, "o", first, "last step"), (f"selected_{test}", "D", second, "best validation step"))
     for place, (method, runs) in enumerate(finished.items()):
         colour = _look(list(groups).index(method))["color"]
         for name, marker, shift, _ in kinds:
-            values = 100 * np.array([run.result[name] for run in runs if name in run.result])
+            values = metric_of(metric).scale * np.array([run.result[name] for run in runs if name in run.result])
             if not values.size:
                 continue
             mean, half = mean_and_interval(values)
@@ -119,15 +138,18 @@ def _accuracy(groups):
                 linewidth=1.2,
                 zorder=3,
             )
-            axes.scatter(np.full(values.size, place + shift + 0.1), values, s=7, color=colour, alpha=0.6, linewidths=0)
+            axes.scatter(
+                np.full(values.size, place + shift + aside), values, s=7, color=colour, alpha=0.6, linewidths=0
+            )
     for _, marker, _, label in kinds:
         axes.plot([], [], marker, color="0.3", markerfacecolor="0.3" if marker == "o" else "white", label=label)
     axes.scatter([], [], s=7, color="0.3", alpha=0.6, label="one seed")
     longest = max(map(len, finished))
-    axes.set_xticks(range(len(finished)), list(finished), **({"rotation": 30, "ha": "right"} if longest > 12 else {}))
+    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(finished)), list(finished), **(turned if longest > 12 or crowded else {}))
     axes.set_xlim(-0.5, len(finished) - 0.5)
     axes.grid(axis="x", visible=False)
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(axis(test))
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handletextpad=0.2, columnspacing=1.2)
     return figure
 
@@ -147,25 +169,59 @@ def _curves(axes, runs, name, look, scale=1.0, **options) -> bool:
 
 
 def _training(groups):
-    figure, axes = plt.subplots(figsize=(4.5, 3.0))
-    drawn = [
-        _curves(axes, runs, "validation_accuracy", _look(place), 100.0, label=method)
-        for place, (method, runs) in enumerate(groups.items())
-    ]
-    if not any(drawn):
-        plt.close(figure)
+    logged = {method: [run for run in runs if run.log] for method, runs in groups.items()}
+    logged = {method: runs for method, runs in logged.items() if runs}
+    kinds = [metric for metric in METRICS if _of_metric(logged, metric)]
+    if not kinds:
         return None
-    axes.set_xlabel("inner updates")
-    axes.set_ylabel("validation accuracy (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="mean and range\nover seeds", alignment="left")
+    figure, grid = plt.subplots(len(kinds), 1, figsize=(4.5, 3.0 * len(kinds)), squeeze=False)
+    figure.subplots_adjust(hspace=0.35)
+    for axes, metric in zip(grid.flat, kinds, strict=True):
+        name = f"validation_{metric}"
+        for method, runs in _of_metric(logged, metric).items():
+            _curves(axes, runs, name, _look(list(groups).index(method)), metric_of(metric).scale, label=method)
+        axes.set_xlabel("inner updates")
+        axes.set_ylabel(axis(name))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+        options = {"title": "mean and range\nover seeds", "alignment": "left", "ncols": 1 + (len(groups) > 16)}
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), **options)
     return figure
+
+
+def _cut_outliers(panels) -> None:
+    """One scale for all panels; a panel that would leave nothing to see of the others is cut, and says so."""
+    drawn = {axes: np.concatenate([np.zeros(1), *(line.get_ydata() for line in axes.get_lines())]) for axes in panels}
+    drawn = {axes: values[np.isfinite(values)] for axes, values in drawn.items()}
+    usual = max(4.0 * float(np.median([np.abs(values).max() for values in drawn.values()])), 1.0)
+    inside = np.concatenate([values for values in drawn.values() if np.abs(values).max() <= usual])
+    margin = 0.05 * max(np.ptp(inside), 0.1)
+    panels[0].set_ylim(inside.min() - margin, inside.max() + margin)  # a weight of 0 is a line, too
+    for axes, values in drawn.items():
+        if np.abs(values).max() > usual:
+            largest = values[np.abs(values).argmax()]
+            place = {"transform": axes.transAxes, "ha": "right", "va": "top", "zorder": 5}
+            axes.text(0.97, 0.97, f"up to {largest:.2g}", fontsize=7, bbox={"color": "white", "pad": 1.5}, **place)
+
+
+def _legend_above(figure, panels) -> None:
+    """One legend for all panels, in as many columns as the figure has room for."""
+    handles = {
+        label: line for axes, *_ in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    columns = min(len(handles), max(2, int(figure.get_figwidth() / 0.9)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * (-(-len(handles) // columns) - 1))
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=columns)
 
 
 def _tasks(runs) -> list[str]:
     names = {name for run in runs for line in run.log for name in line if name.startswith("weight/")}
     primary = f"weight/{runs[0].about['primary']}"
-    return sorted(names, key=lambda name: (name != primary, name))
+    return sorted(names, key=lambda name: (name != primary, _natural(name)))
+
+
+def _natural(name: str) -> list:
+    """Sort key that has Class2 before Class10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _weights(groups):
@@ -177,17 +233,13 @@ def _weights(groups):
     for (axes, leftmost, lowest), runs in zip(panels, groups.values(), strict=True):
         for place, task in enumerate(tasks):
             # Wide and plain below, narrow and dashed above: equal weights stay visible, both of them.
-            look = {**_look(place), "linestyle": LINES[min(place, 3)], "linewidth": max(2.6 - 0.8 * place, 1.2)}
+            look = {**_task_look(place), "linewidth": max(2.6 - 0.8 * place, 1.2)}
             _curves(axes, runs, task, look, label=task.removeprefix("weight/"))
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
         axes.set_xlabel("inner updates" if lowest else None)
         axes.set_ylabel("mean weight" if leftmost else None)
-    low, high = panels[0][0].get_ylim()
-    panels[0][0].set_ylim(min(low, -0.04 * high), high)  # a weight of 0 is a line, too
-    handles = {
-        label: line for axes, *_ in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
+    _cut_outliers([axes for axes, *_ in panels])
+    _legend_above(figure, panels)
     return figure
 
 
@@ -197,7 +249,7 @@ def _filter(groups):
         ends = [run.log[-1] for run in runs if run.log]
         tasks = {name.removeprefix("slope/") for end in ends for name in end if name.startswith("slope/")}
         primary = runs[0].about["primary"]
-        tasks = sorted((task for task in tasks), key=lambda task: (task != primary, task))
+        tasks = sorted(tasks, key=lambda task: (task != primary, _natural(task)))
         if tasks:
             found[method] = (tasks, ends)
     if not found:
@@ -211,16 +263,12 @@ def _filter(groups):
                 if f"slope/{task}" not in end or f"offset/{task}" not in end:
                     continue
                 filtered = 0.5 * (1 + np.tanh(0.5 * (end[f"slope/{task}"] * losses + end[f"offset/{task}"])))
-                look = {**_look(place), "linestyle": LINES[min(place, 3)]}
-                axes.plot(losses, filtered, linewidth=1.3, alpha=0.85, label=label, **look)
+                axes.plot(losses, filtered, linewidth=1.3, alpha=0.85, label=label, **_task_look(place))
                 label = None
         axes.set_xlabel("standardised loss of an example" if lowest else None)
         axes.set_ylabel("loss filter (a line per seed)" if leftmost else None)
         axes.set_ylim(-0.02, 1.02)
-    handles = {
-        label: line for axes, *_ in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
+    _legend_above(figure, panels)
     return figure
 
 

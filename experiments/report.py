@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from rich.table import Table
 
-from experiments import command_line, configs, plots, records, terminal
+from experiments import command_line, configs, metrics, plots, records, terminal
+from experiments.method_labels import order_of
 from experiments.statistics import mean_and_interval
 
 
@@ -45,7 +46,7 @@ def read_runs(directory: pathlib.Path) -> list[Run]:
     found = {}
     for path in sorted(directory.rglob("run.json")):
         folder, about = path.parent, records.read_json(path)
-        if missing := [field for field in (*records.IDENTITY, "primary") if field not in about]:
+        if missing := [field for field in (*records.IDENTITY, "primary", "metric") if field not in about]:
             raise ValueError(f"{path} lacks {', '.join(missing)}: it was not written by experiments.run.")
         log, result = folder / "metrics.jsonl", folder / "result.json"
         run = Run(
@@ -66,10 +67,13 @@ def read_runs(directory: pathlib.Path) -> list[Run]:
 
 
 def _order(about: dict) -> tuple:
-    first = {"stl": 0, "equal": 1}
-    base = about["method"].split("+")[0]
     settings = json.dumps(about["settings"], sort_keys=True)
-    return about["config"], first.get(base, 2), about["method"], settings, about["seed"]
+    return about["config"], *order_of(about["method"]), settings, about["seed"]
+
+
+def selected_by(runs: list[Run]) -> list[str]:
+    """The metrics the runs choose their best step by: one, unless they are of different configs."""
+    return list(dict.fromkeys(run.about["metric"] for run in runs))
 
 
 def by_method(runs: list[Run]) -> dict[str, list[Run]]:
@@ -126,26 +130,27 @@ def write_table(runs: list[Run], path: pathlib.Path) -> None:
 def summary_table(groups: dict[str, list[Run]], title: str) -> Table:
     """The comparison for the terminal: a row per method, mean and interval of every result."""
     results = {method: [run.result for run in group if run.result is not None] for method, group in groups.items()}
-    shown = [name for name in terminal.NAMES if any(name in result for found in results.values() for result in found)]
+    names = {name for found in results.values() for result in found for name in result}
+    shown = metrics.columns(names, selected_by([run for group in groups.values() for run in group]))
     table = Table(title=title, title_justify="left")
-    table.add_column("method")
+    table.add_column("method", overflow="fold")
     table.add_column("seeds", justify="right")
     for name in shown:
-        table.add_column(terminal.NAMES[name], justify="right")
+        table.add_column(metrics.heading(name), justify="right")
     for method, found in results.items():
         cells = []
         for name in shown:
             values = [result[name] for result in found if name in result]
-            cells.append(_cell(values, 100 if "accuracy" in name else 1, 1 if "accuracy" in name else 3))
+            cells.append(_cell(values, metrics.metric_of(name)))
         table.add_row(method, str(len(found)), *cells)
     return table
 
 
-def _cell(values, scale: float, digits: int) -> str:
+def _cell(values, metric: metrics.Metric) -> str:
     if not values:
         return "-"
-    mean, half = mean_and_interval(np.asarray(values) * scale)
-    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+    mean, half = mean_and_interval(np.asarray(values) * metric.scale)
+    return f"{mean:.{metric.digits}f}" + ("" if math.isnan(half) else f" ± {half:.{metric.digits}f}")
 
 
 def write(directory: pathlib.Path) -> None:
@@ -156,7 +161,7 @@ def write(directory: pathlib.Path) -> None:
     drawn = plots.draw_all(groups, directory)
     titles = sorted({f"{run.about['config']}, {run.about['settings']['steps']} steps" for run in runs})
     terminal.show(summary_table(groups, "; ".join(titles)))
-    terminal.explain([name for run in runs for name in run.result or ()])
+    terminal.explain([name for run in runs for name in run.result or ()], selected_by(runs))
     unfinished = [run for run in runs if run.result is None]
     if unfinished:
         terminal.line(f"Not finished: {len(unfinished)} of {len(runs)} runs, such as {unfinished[0].directory}")

@@ -11,7 +11,8 @@ import sys
 
 from auxjax import methods
 from experiments import command_line, terminal
-from experiments.trainer import WITH_DEV, train
+from experiments.method_labels import WITH_DEV
+from experiments.trainer import train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,8 +22,9 @@ def parser() -> argparse.ArgumentParser:
         "--method",
         required=True,
         metavar="M",
-        help=f"one of {', '.join(methods.names())}; with {WITH_DEV} behind it the method trains on the dev "
-        f"examples, too: stl{WITH_DEV} is the fair single-task baseline",
+        help=f"one of {', '.join(methods.names())}, with options if wanted, as equal:auxiliary_weight=0.3; with "
+        f"{WITH_DEV} behind it the method trains on the dev examples, too: stl{WITH_DEV} is the fair single-task "
+        "baseline",
     )
     found.add_argument(
         "--seed",

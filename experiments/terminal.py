@@ -7,16 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-NAMES = {
-    "test_accuracy": "test accuracy %",
-    "selected_test_accuracy": "at best validation %",
-    "corrupted_auroc": "corrupted AUROC",
-}
-EXPLAINED = {
-    "test_accuracy": "  test accuracy: of the last step",
-    "selected_test_accuracy": "  at best validation: test accuracy of the step with the best validation accuracy",
-    "corrupted_auroc": "  corrupted AUROC: how well low weights tell wrong labels (0.5: not at all, 1: perfectly)",
-}
+from experiments.metrics import heading, metric_of
 
 
 @contextlib.contextmanager
@@ -71,11 +62,17 @@ def line(text: str) -> None:
     Console().print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def explain(results) -> None:
-    """Says what the columns of a comparison are, for those of them that are among `results`."""
+def explain(results, metrics) -> None:
+    """Says what the columns of a comparison are, for those of them that are among `results`; `metrics`: selected by."""
     line("Means over seeds ± half a 95 % confidence interval.")
-    for name in [name for name in EXPLAINED if name in set(results)]:
-        line(EXPLAINED[name])
+    results = set(results)
+    if any(name.startswith("test_") for name in results):
+        line("  test: at the last step")
+    if any(name.startswith("selected_test_") for name in results):
+        by = " or ".join(metric_of(metric).label for metric in metrics)
+        line(f"  at best validation: on the test set, at the step with the best {by} on validation")
+    if "corrupted_auroc" in results:
+        line("  corrupted AUROC: how well low weights tell wrong labels (0.5: not at all, 1: perfectly)")
 
 
 def show_files(label: str, paths) -> None:
@@ -89,7 +86,7 @@ def show_result(title: str, result: dict, directory: pathlib.Path) -> None:
     """The result of one run, and where its files are."""
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in result.items():
-        scaled = f"{100 * value:.2f}" if "accuracy" in name else f"{value:.4g}"
-        table.add_row(NAMES.get(name, name.replace("_", " ") + " %" * ("accuracy" in name)), scaled)
+        metric = metric_of(name)
+        table.add_row(heading(name), f"{100 * value:.2f}" if metric.unit == "%" else f"{value:.4g}")
     show(table)
     show_files("Files", [directory / name for name in ("result.json", "metrics.jsonl", "weights.npz")])

@@ -15,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from auxjax import make_step, methods, task_weights
+from auxjax import make_step, task_weights
 from auxjax.training.checkpoint import open_checkpoints, restore, save
-from experiments import configs, records
-from experiments.data.splits import check_splits, merge
+from experiments import configs, method_labels, records
+from experiments.data.splits import check_splits, input_of, merge
 from experiments.experiment import on_device
 from experiments.statistics import auroc
 
-WITH_DEV = "+dev"
 DEV_MODES = ("held_out", "train")
 AT_LEAST_ONE = {"steps", "log_every", "checkpoint_every", "inner_steps", "batch_size", "outer_batch_size", "hidden"}
 AT_LEAST_ONE |= {"channels"}
@@ -32,26 +31,22 @@ class Shapes(NamedTuple):
     """What a config's `build` may know of the data.
 
     Attributes:
-      image: shape of one image.
+      inputs: shape of one example's input, such as that of an image.
       num_classes: classes of the primary task.
       num_train: training examples.
+      tasks: names of the primary and the auxiliary tasks where the data have them, see `Splits`.
     """
 
-    image: tuple[int, ...]
+    inputs: tuple[int, ...]
     num_classes: int
     num_train: int
+    tasks: tuple[str, ...] = ()
 
 
-def parse_method(name: str) -> tuple[str, bool]:
-    """`("stl", True)` from "stl+dev": the method, and whether it trains on the dev examples as well.
-
-    Raises:
-      ValueError: an unknown method; the message lists the nearest ones.
-    """
-    base = name.removesuffix(WITH_DEV)
-    if base not in methods.names():
-        methods.get(base)
-    return base, name.endswith(WITH_DEV)
+def check_method(config: str, settings, method: str) -> None:
+    """Raises a ValueError for a label no run can have, before any data are read."""
+    stand_in = Shapes((1,), 2, 1)
+    method_labels.make(method, configs.get(config).method_options(settings, stand_in))
 
 
 def check_settings(settings) -> None:
@@ -104,7 +99,7 @@ def train(config, settings, method, seed, directory, *, data_dir=None, on_step=l
     Args:
       config: name of a config.
       settings: its `Settings`.
-      method: name of a method; with the suffix "+dev" it trains on the dev examples, too.
+      method: label of a method, see `method_labels`; with the suffix "+dev" it trains on the dev examples, too.
       seed: seed of the split, the label noise, the initial params and every later draw.
       directory: folder of the run.
       data_dir: where the data set lies, for configs that need one.
@@ -115,10 +110,11 @@ def train(config, settings, method, seed, directory, *, data_dir=None, on_step=l
       FloatingPointError: a loss or a parameter stopped being finite; what was logged and saved stays.
     """
     directory = pathlib.Path(directory)
-    base, with_dev = parse_method(method)
     check_settings(settings)
     check_seed(seed)
-    description = describe(config, settings, method, seed)
+    check_method(config, settings, method)
+    label = method_labels.parse(method)
+    description = describe(config, settings, method_labels.text_of(label), seed)
     finished = records.find_run(directory, description)
     if finished is not None:
         on_step(finished["step"])
@@ -127,9 +123,10 @@ def train(config, settings, method, seed, directory, *, data_dir=None, on_step=l
 
     splits = configs.get(config).load(settings, seed, data_dir)
     check_splits(splits)
-    train_split = merge(splits.train, splits.dev) if with_dev or settings.dev == "train" else splits.train
-    shapes = Shapes(splits.train["image"].shape[1:], splits.num_classes, len(train_split["label"]))
-    experiment, init, step, weigh = compiled(config, settings, base, shapes)
+    train_split = merge(splits.train, splits.dev) if label.with_dev or settings.dev == "train" else splits.train
+    shapes = Shapes(input_of(train_split).shape[1:], splits.num_classes, len(train_split["label"]), splits.tasks)
+    method = method_labels.text_of(label._replace(with_dev=False))
+    experiment, init, step, weigh = compiled(config, settings, method, shapes)
 
     inner_data = on_device(train_split)
     outer_data = inner_data if settings.dev == "train" else on_device(splits.dev)
@@ -137,9 +134,10 @@ def train(config, settings, method, seed, directory, *, data_dir=None, on_step=l
     params, model_state = experiment.init_params(key_params)
     state = init(key_run, params, inner_data, model_state)
     carried = {"state": state, "best": _copy((state.params, state.model_state))}
-    note = {"best_accuracy": -1.0, "best_step": 0, "lines": 0}
+    note = {"best": {}, "best_step": 0, "lines": 0}
 
-    beside = {"data": splits.source, "data_crc32": _crc32(splits), "primary": experiment.model.primary}
+    beside = {"data": splits.source, "data_crc32": _crc32(splits), "method_options": dict(label.options)}
+    beside |= {"primary": experiment.model.primary, "metric": experiment.metric}
     with (
         records.claim(directory, description, beside),
         open_checkpoints(directory / "checkpoints") as manager,
@@ -168,11 +166,12 @@ def train(config, settings, method, seed, directory, *, data_dir=None, on_step=l
 
 
 def _crc32(splits) -> int:
-    """A number that changes with any pixel, label or split: a run must go on with the data it began with."""
+    """A number that changes with any input, label or split: a run must go on with the data it began with."""
     found = 0
     for split in (splits.train, splits.dev, splits.validation, splits.test):
-        for name in ("image", "label", "example_id"):
-            found = zlib.crc32(np.ascontiguousarray(split[name]), found)
+        further = [split[name] for name in ("auxiliary", "labelled") if name in split]
+        for array in (input_of(split), split["label"], split["example_id"], *further):
+            found = zlib.crc32(np.ascontiguousarray(array), found)
     return found
 
 
@@ -208,27 +207,27 @@ def _copy(tree):
 
 
 def _log(directory, experiment, splits, carried, note, at, metrics) -> None:
-    """Writes one line of metrics, with the accuracy on validation; keeps the params that did best there."""
+    """Writes one line of metrics, with those on validation; keeps the params that did best there."""
     state = carried["state"]
-    validation = splits.validation
-    accuracy = experiment.evaluate(state.params, state.model_state, validation["image"], validation["label"])
-    if accuracy > note["best_accuracy"]:
-        note.update(best_accuracy=accuracy, best_step=at)
+    found = experiment.evaluate(state.params, state.model_state, splits.validation)
+    if not note["best"] or found[experiment.metric] > note["best"][experiment.metric]:
+        note.update(best=found, best_step=at)
         carried["best"] = _copy((state.params, state.model_state))
-    records.append_line(directory / "metrics.jsonl", {"step": at, "validation_accuracy": accuracy, **metrics})
+    judged = {f"validation_{name}": value for name, value in found.items()}
+    records.append_line(directory / "metrics.jsonl", {"step": at, **judged, **metrics})
     note["lines"] += 1
 
 
 def _finish(directory, experiment, weigh, splits, train_split, carried, note) -> dict:
     """Looks at the test set, once: with the last params, and with those that validation chose."""
-    state, test = carried["state"], splits.test
-    result = {
-        "step": int(state.step),
-        "test_accuracy": experiment.evaluate(state.params, state.model_state, test["image"], test["label"]),
-        "selected_test_accuracy": experiment.evaluate(*carried["best"], test["image"], test["label"]),
-        "selected_step": note["best_step"],
-        "selected_validation_accuracy": note["best_accuracy"],
+    state = carried["state"]
+    found = {
+        "test": experiment.evaluate(state.params, state.model_state, splits.test),
+        "selected_test": experiment.evaluate(*carried["best"], splits.test),
+        "selected_validation": note["best"],
     }
+    result = {"step": int(state.step), "selected_step": note["best_step"]}
+    result |= {f"{place}_{name}": value for place, values in found.items() for name, value in values.items()}
     weights = _training_weights(weigh, state, train_split)
     corrupted = train_split["corrupted"]
     if corrupted.any() and not corrupted.all():

@@ -11,6 +11,7 @@ import optax
 
 from auxjax import TaskLosses, TaskModel
 from auxjax.tasks.rotation import rotation_batch
+from experiments import batches
 
 PRIMARY = "class"
 AUXILIARY = ("rotation", "decoy")
@@ -67,27 +68,14 @@ def task_model(network, auxiliary: tuple[str, ...]) -> TaskModel:
 def batch_of(data, indices):
     """The examples at `indices`; the decoy's label is a hash of the example's place, fixed for the whole run."""
     decoy = (indices.astype(jnp.uint32) * jnp.uint32(2654435761) >> jnp.uint32(16)) % jnp.uint32(DECOY_CLASSES)
-    return {
-        "image": data["image"][indices],
-        "label": data["label"][indices],
-        "decoy": decoy.astype(jnp.int32),
-    }
+    return {**batches.take(data, indices), "decoy": decoy.astype(jnp.int32)}
 
 
 def draw(batch_size: int, augment=None):
-    """`(data, key) -> batch`: `batch_size` different examples, chosen uniformly; `augment(images, key)` if given.
-
-    A batch size above the number of examples takes all of them.
-    """
-
-    def draw_batch(data, key):
-        key_indices, key_augment = jax.random.split(key)
-        count = data["label"].shape[0]
-        indices = jax.random.choice(key_indices, count, (min(batch_size, count),), replace=False)
-        batch = batch_of(data, indices)
-        return batch if augment is None else {**batch, "image": augment(batch["image"], key_augment)}
-
-    return draw_batch
+    """`(data, key) -> batch`, see `batches.draw`; `augment(images, key)` if given."""
+    if augment is None:
+        return batches.draw(batch_size, batch_of)
+    return batches.draw(batch_size, batch_of, lambda batch, key: {**batch, "image": augment(batch["image"], key)})
 
 
 def crop_and_flip(padding: int):
@@ -108,7 +96,7 @@ def crop_and_flip(padding: int):
 
 
 def make_evaluate(network, chunk: int = 1000):
-    """`(params, model_state, images, labels) -> accuracy`, in chunks so that any test set fits in memory."""
+    """`(params, model_state, split) -> {"accuracy"}`, in chunks so that any test set fits in memory."""
 
     @jax.jit
     def correct(params, model_state, images, labels):
@@ -116,9 +104,10 @@ def make_evaluate(network, chunk: int = 1000):
         scores = network.apply(variables, to_float(images), train=False).heads[PRIMARY]
         return jnp.sum(jnp.argmax(scores, axis=-1) == labels)
 
-    def evaluate(params, model_state, images, labels) -> float:
+    def evaluate(params, model_state, split) -> dict[str, float]:
+        images, labels = split["image"], split["label"]
         parts = range(0, len(labels), chunk)
         found = [correct(params, model_state, images[i : i + chunk], labels[i : i + chunk]) for i in parts]
-        return float(sum(int(part) for part in found)) / len(labels)
+        return {"accuracy": float(sum(int(part) for part in found)) / len(labels)}
 
     return evaluate

@@ -77,6 +77,9 @@ def look_ahead(where, problem, level, optimizer, opt_state, field, outer_batch):
 
     `u = -(dU/dg)^T v`, v the outer gradient in `params` at `theta + U(g)`; `u = step_size v` for a plain step
 
+    Adam's root has no derivative at 0, where a parameter that never had a gradient (one behind a dead unit) stands. Its
+    entry of u is then 0, as if the optimiser did not move it, which is what it does.
+
     Args:
       field: the lower level's field at `level.theta`, not reduced yet.
 
@@ -84,9 +87,15 @@ def look_ahead(where, problem, level, optimizer, opt_state, field, outer_batch):
       `(outer, u)`: the `OuterValue` at the new variables, and u.
     """
     theta, opt_state = start(where, optimizer, opt_state, level.theta)
-    ahead, pull = jax.vjp(lambda g: advance(optimizer, theta, opt_state, g)[0], level.reduce(field))
+    field = level.reduce(field)
+    ahead, pull = jax.vjp(lambda g: advance(optimizer, theta, opt_state, g)[0], field)
     outer = problems.outer_gradients(problem, level._replace(theta=ahead), outer_batch)
-    return outer, tree_math.scale(-1.0, pull(outer.v)[0])
+    u = jax.tree.map(
+        lambda pulled, g: jnp.where((g == 0) & jnp.isnan(pulled), jnp.zeros_like(pulled), -pulled),
+        pull(outer.v)[0],
+        field,
+    )
+    return outer, u
 
 
 def check_arguments(where: str, level: problems.Level, key, init) -> None:

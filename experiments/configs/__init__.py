@@ -1,7 +1,7 @@
 """Configs, one file per setting of a paper or a demonstration. The docstring gives command, time and expected result.
 
-A config module has `Settings` (a frozen dataclass of plain values), `load(settings, seed, data_dir) -> Splits` and
-`build(settings, method, shapes) -> Experiment`.
+A config module has `Settings` (a frozen dataclass of plain values), `load(settings, seed, data_dir) -> Splits`,
+`method_options(settings, shapes) -> {method: options}` and `build(settings, method, shapes) -> Experiment`.
 """
 
 import dataclasses

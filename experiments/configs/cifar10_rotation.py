@@ -17,9 +17,9 @@ import dataclasses
 import jax.numpy as jnp
 import optax
 
-from auxjax import methods
 from auxjax.models import ConvNet
-from experiments import vision
+from experiments import method_labels, vision
+from experiments.common_options import common_options
 from experiments.data import cifar10
 from experiments.experiment import Experiment
 
@@ -35,6 +35,7 @@ class Settings:
     outer_batch_size: int = 200
     learning_rate: float = 1e-3
     outer_learning_rate: float = 1e-2
+    weight_learning_rate: float = 1e-2
     channels: tuple[int, ...] = (64, 64, 128, 128)
     padding: int = 4
     temperature: float = 0.01
@@ -61,16 +62,7 @@ def load(settings, seed, data_dir):
 
 def method_options(settings, shapes) -> dict[str, dict]:
     """Options of the methods that need some."""
-    return {
-        "arml": {
-            "form": "two_stage",
-            "outer_optimizer": optax.adam(1e-2),
-            "step_size": 0.1,
-            "temperature": settings.temperature / shapes.num_train,
-            "max_updates": 200,
-        },
-        "jtds": {"outer_optimizer": optax.adam(settings.outer_learning_rate)},
-    }
+    return common_options(settings, shapes, settings.auxiliary, max_updates=200, fixed_weight=0.3)
 
 
 def build(settings, method, shapes) -> Experiment:
@@ -80,18 +72,19 @@ def build(settings, method, shapes) -> Experiment:
     )
 
     def init_params(key):
-        variables = network.init(key, jnp.zeros((1, *shapes.image), jnp.float32))
+        variables = network.init(key, jnp.zeros((1, *shapes.inputs), jnp.float32))
         return variables["params"], {"batch_stats": variables["batch_stats"]}
 
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
     return Experiment(
         model=vision.task_model(network, settings.auxiliary),
-        method=methods.get(method, **method_options(settings, shapes).get(method, {})),
+        method=method_labels.make(method, method_options(settings, shapes)),
         optimizer=optax.adam(schedule),
         inner_steps=settings.inner_steps,
         init_params=init_params,
         draw_inner=vision.draw(settings.batch_size, vision.crop_and_flip(settings.padding)),
         draw_outer=vision.draw(settings.outer_batch_size),
         evaluate=vision.make_evaluate(network),
+        metric="accuracy",
         batch_of=vision.batch_of,
     )

@@ -11,9 +11,9 @@ import dataclasses
 import jax.numpy as jnp
 import optax
 
-from auxjax import methods
 from auxjax.models import MLP
-from experiments import vision
+from experiments import method_labels, vision
+from experiments.common_options import common_options
 from experiments.data import digits
 from experiments.experiment import Experiment
 
@@ -29,6 +29,7 @@ class Settings:
     outer_batch_size: int = 200
     learning_rate: float = 3e-4
     outer_learning_rate: float = 0.2
+    weight_learning_rate: float = 0.1
     hidden: int = 128
     temperature: float = 0.01
     auxiliary: tuple[str, ...] = ("rotation",)
@@ -47,16 +48,7 @@ def load(settings, seed, data_dir):
 
 def method_options(settings, shapes) -> dict[str, dict]:
     """Options of the methods that need some. Chosen on validation."""
-    return {
-        "arml": {
-            "form": "two_stage",
-            "outer_optimizer": optax.adam(1e-2),
-            "step_size": 0.1,
-            "temperature": settings.temperature / shapes.num_train,
-            "max_updates": 150,
-        },
-        "jtds": {"outer_optimizer": optax.adam(settings.outer_learning_rate)},
-    }
+    return common_options(settings, shapes, settings.auxiliary, max_updates=150, fixed_weight=3.0)
 
 
 def build(settings, method, shapes) -> Experiment:
@@ -64,16 +56,17 @@ def build(settings, method, shapes) -> Experiment:
     network = MLP(hidden=(settings.hidden, settings.hidden), heads=vision.heads(shapes.num_classes, settings.auxiliary))
 
     def init_params(key):
-        return network.init(key, jnp.zeros((1, *shapes.image), jnp.float32))["params"], None
+        return network.init(key, jnp.zeros((1, *shapes.inputs), jnp.float32))["params"], None
 
     return Experiment(
         model=vision.task_model(network, settings.auxiliary),
-        method=methods.get(method, **method_options(settings, shapes).get(method, {})),
+        method=method_labels.make(method, method_options(settings, shapes)),
         optimizer=optax.adam(settings.learning_rate),
         inner_steps=settings.inner_steps,
         init_params=init_params,
         draw_inner=vision.draw(settings.batch_size),
         draw_outer=vision.draw(settings.outer_batch_size),
         evaluate=vision.make_evaluate(network),
+        metric="accuracy",
         batch_of=vision.batch_of,
     )

@@ -87,7 +87,7 @@ def load(
       ValueError: damaged or unsuitable files, or from `four_way_split` and `symmetric_noise`.
       ImportError: a TFDS directory, but no tensorflow_datasets.
     """
-    kind, path = _find(data_dir)
+    kind, path = find(data_dir)
     source = _read_npz(path) if kind == "npz" else _read_tfds(path)
     image, label, ids = source.train
     indices = four_way_split(
@@ -117,8 +117,8 @@ def load(
     return splits
 
 
-def _find(data_dir: str | os.PathLike | None) -> tuple[str, pathlib.Path]:
-    """("npz", archive) or ("tfds", version directory)."""
+def find(data_dir: str | os.PathLike | None) -> tuple[str, pathlib.Path]:
+    """What lies at `data_dir` (see `load`): ("npz", archive) or ("tfds", version directory)."""
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = pathlib.Path(data_dir).expanduser()

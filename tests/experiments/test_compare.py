@@ -164,6 +164,10 @@ def test_a_damaged_log_or_result_is_named(copied, capsys):
         (["--methods", "stl,stl"], "wanted at least one name, each once"),
         (["--methods", ","], "wanted at least one name"),
         (["--methods", "stl,jtdz"], "Did you mean 'jtds'"),
+        (["--methods", "equal:auxiliary_weight=.3,equal:auxiliary_weight=0.30"], "wanted at least one name, each once"),
+        (["--methods", "stl,equal:auxiliary_weight=much"], "auxiliary_weight wants a number, got 'much'"),
+        (["--methods", "stl,equal:auxiliary_weight=-1"], "equal(auxiliary_weight=-1.0): wanted a number >= 0"),
+        (["--methods", "stl,equal:weight=1"], "equal has no option 'weight'. Its options: auxiliary_weight, reduction"),
         (["--seeds", "0,1,0"], "wanted at least one seed, each once"),
         (["--seeds", ""], "wanted at least one seed"),
         (["--seeds", "0,x"], "wanted whole numbers separated by commas"),
@@ -195,3 +199,22 @@ def test_a_folder_of_other_files_is_refused(tmp_path, capsys):
 def test_names_and_seeds_as_people_write_them():
     assert compare.seeds_of("0, 1,2,") == [0, 1, 2]
     assert compare.methods_of("stl, jtds+dev ,") == ["stl", "jtds+dev"]
+    assert compare.methods_of("equal:auxiliary_weight=0.30+dev") == ["equal:auxiliary_weight=0.3+dev"]
+
+
+def test_a_sweep_over_an_option(tmp_path, capsys):
+    names = ["equal:auxiliary_weight=10+dev", "equal:auxiliary_weight=3", "equal:reduction=mean+auxiliary_weight=3"]
+    command = ["digits_noise", "--methods", ",".join(names), "--seeds", "0", *tiny(steps=20), "--out", tmp_path / "out"]
+    assert call("compare", *command) == 0
+    labels = ["equal:auxiliary_weight=3", "equal:auxiliary_weight=3+reduction=mean", "equal:auxiliary_weight=10+dev"]
+    assert list(report.by_method(report.read_runs(tmp_path / "out"))) == labels
+    assert [row["method"] for row in rows_of(tmp_path / "out")] == labels
+    folder = tmp_path / "out" / "equal-auxiliary_weight=3+reduction=mean" / "seed_0"
+    about = json.loads((folder / "run.json").read_text())
+    assert about["method"] == labels[1]
+    assert about["method_options"] == {"auxiliary_weight": 3.0, "reduction": "mean"}
+    weights = [read(path.parent)[1][-1]["weight/rotation"] for path in sorted((tmp_path / "out").rglob("run.json"))]
+    assert weights == [10.0, 3.0, 1.5]
+    before = folder.stat().st_mtime_ns
+    assert call("compare", *command) == 0  # finished, so shown again
+    assert folder.stat().st_mtime_ns == before

@@ -1,29 +1,28 @@
 """Every plot is a sound picture, whatever is missing from the runs."""
 
-import pathlib
-
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.plots import draw_all
+from experiments.plots import _task_look, _weights, draw_all
 from experiments.report import Run
 
 ALL = ("accuracy", "training", "weights", "filter", "samples")
 EVERY = {"loss/class": 1.0, "weight/class": 1.0, "weight/rotation": 1.0, "slope/class": -3.0, "offset/class": 0.5}
 
 
-def make_run(folder: pathlib.Path, method: str, seed: int, *, steps=(10, 20, 30), columns=EVERY, done=True) -> Run:
+def make_run(folder, method, seed, *, steps=(10, 20, 30), columns=EVERY, done=True, metric="accuracy") -> Run:
     """A run as `report.read_runs` gives it, with made-up numbers."""
-    folder = folder / method / str(seed)
+    folder = folder / method / metric / str(seed)
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    log = [{"step": step, "validation_accuracy": rng.random(), **columns} for step in steps]
+    log = [{"step": step, f"validation_{metric}": rng.random(), **columns} for step in steps]
     corrupted = rng.random(50) < 0.4
     np.savez(folder / "weights.npz", **{"weight/class": rng.random(50), "corrupted": corrupted})
-    names = ("test_accuracy", "selected_test_accuracy", "corrupted_auroc")
+    names = (f"test_{metric}", f"selected_test_{metric}", "corrupted_auroc")
     result = {"step": 30, **{name: rng.random() for name in names}} if done else None
-    return Run(folder, {"method": method, "seed": seed, "primary": "class"}, log, result)
+    return Run(folder, {"method": method, "seed": seed, "primary": "class", "metric": metric}, log, result)
 
 
 def pictures(written) -> dict[str, tuple[int, int]]:
@@ -93,3 +92,39 @@ def test_a_range_of_negative_weights_is_drawn(tmp_path):
     run = make_run(tmp_path, "cosine", 0, columns=columns)
     np.savez(run.directory / "weights.npz", **{"weight/class": np.linspace(-1, 1, 50), "corrupted": np.arange(50) < 9})
     assert tuple(pictures(draw_all({"cosine": [run]}, tmp_path))) == ALL
+
+
+def test_another_metric_has_a_plot_of_its_own_and_the_old_one_goes(tmp_path):
+    draw_all({"stl": [make_run(tmp_path, "stl", 0)]}, tmp_path)
+    groups = {"stl": [make_run(tmp_path, "stl", 1, metric="auroc")]}
+    assert tuple(pictures(draw_all(groups, tmp_path))) == ("auroc", *ALL[1:])
+    assert not (tmp_path / "accuracy.png").exists()
+
+
+def test_runs_with_different_metrics_stand_side_by_side(tmp_path):
+    groups = {f"stl ({metric})": [make_run(tmp_path, "stl", 0, metric=metric)] for metric in ("accuracy", "auroc")}
+    assert tuple(pictures(draw_all(groups, tmp_path))) == ("accuracy", "auroc", *ALL[1:])
+
+
+def test_fourteen_tasks_look_different():
+    looks = {(look["color"], str(look["linestyle"])) for look in map(_task_look, range(14))}
+    assert len(looks) == 14
+
+
+def test_seeds_without_a_common_step_and_weights_that_are_not_finite(tmp_path):
+    columns = {**EVERY, "weight/class": float("nan"), "weight/rotation": float("inf")}
+    groups = {"stl": [make_run(tmp_path, "stl", 0, steps=(10,)), make_run(tmp_path, "stl", 1, steps=(20,))]}
+    groups["odd"] = [make_run(tmp_path, "odd", 0, columns=columns)]
+    assert tuple(pictures(draw_all(groups, tmp_path))) == ALL
+
+
+def test_a_panel_far_above_the_others_is_cut_and_says_so(monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(plt.Axes, "text", lambda axes, x, y, text, **options: written.append((axes.get_title(), text)))
+    huge = {**EVERY, "weight/rotation": 1e18}
+    groups = {"far": [make_run(tmp_path, "far", 0, columns=huge)], "near": [make_run(tmp_path, "near", 0)]}
+    groups["other"] = [make_run(tmp_path, "other", 0)]
+    figure = _weights(groups)
+    assert written == [("far", "up to 1e+18")]
+    assert figure.axes[0].get_ylim()[1] < 2.0
+    plt.close(figure)

@@ -31,6 +31,8 @@ def steps_done(monkeypatch):
 BAD = {
     "unknown method": (["--method", "jtdz"], "There is no method 'jtdz'. Did you mean 'jtds'"),
     "no method but +dev": (["--method", "+dev"], "There is no method ''"),
+    "option without a value": (["--method", "equal:reduction"], "wanted NAME:OPTION=VALUE"),
+    "impossible option": (["--method", "dwa:window=0"], "dwa(window=0"),
     "+dev twice": (["--method", "stl+dev+dev"], "Did you mean 'stl'"),
     "unknown setting": (["--set", "nois=0.2"], "no setting 'nois'. Did you mean noise"),
     "no value": (["--set", "noise"], "wanted name=value"),

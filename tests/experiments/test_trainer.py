@@ -91,11 +91,11 @@ def test_result_and_weights_are_those_of_the_last_and_the_best_params(tmp_path, 
     assert result == read(tmp_path)[0]
     test, state = kept["splits"].test, kept["carried"]["state"]
     evaluate = kept["experiment"].evaluate
-    assert result["test_accuracy"] == evaluate(state.params, None, test["image"], test["label"])
+    assert result["test_accuracy"] == evaluate(state.params, None, test)["accuracy"]
     best = kept["carried"]["best"][0]
     validation = kept["splits"].validation
-    assert result["selected_validation_accuracy"] == evaluate(best, None, validation["image"], validation["label"])
-    assert result["selected_test_accuracy"] == evaluate(best, None, test["image"], test["label"])
+    assert result["selected_validation_accuracy"] == evaluate(best, None, validation)["accuracy"]
+    assert result["selected_test_accuracy"] == evaluate(best, None, test)["accuracy"]
 
 
 def test_weights_in_parts_are_those_at_once_where_the_method_looks_at_one_example(tmp_path):

@@ -168,6 +168,7 @@ def test_evaluate_is_the_accuracy_in_chunks_of_any_size(dtype):
     statistics = jax.tree.map(lambda leaf: leaf + 0.1, {"batch_stats": variables["batch_stats"]})
     scores = network.apply({"params": variables["params"], **statistics}, vision.to_float(data["image"]), train=False)
     expected = np.mean(np.asarray(scores.heads["class"]).argmax(axis=1) == np.asarray(data["label"]))
-    arguments = variables["params"], statistics, np.asarray(data["image"]), np.asarray(data["label"])
+    split = {name: np.asarray(array) for name, array in data.items()}
     for chunk in (7, 40, 1000):
-        assert vision.make_evaluate(network, chunk)(*arguments) == pytest.approx(expected, abs=1e-12)
+        found = vision.make_evaluate(network, chunk)(variables["params"], statistics, split)
+        assert found == {"accuracy": pytest.approx(expected, abs=1e-12)}

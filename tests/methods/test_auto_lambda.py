@@ -40,6 +40,24 @@ def test_the_gradient_is_that_of_the_look_ahead(form, masked):
     assert metrics["outer_loss"] > 0
 
 
+@pytest.mark.parametrize("form", ["finite_difference", "exact"])
+def test_params_that_never_had_a_gradient_do_no_harm_under_adam(form, ordinary_promotion):
+    """Adam's root has no derivative there. The others' part is that of the problem without such params."""
+    gradients = []
+    for dead in (False, True):
+        problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
+        if dead:
+            for batch in (problem.batch, dev.batch):
+                batch["x"] = {task: jnp.pad(x, ((0, 0), (0, 1))) for task, x in batch["x"].items()}
+            problem = problem._replace(params={"w": jnp.pad(problem.params["w"], (0, 1))})
+        method = auxjax.methods.get("auto_lambda", form=form, outer_optimizer=optax.sgd(1.0))
+        context, state = state_of(linear_model(), problem, method=method, optimizer=optax.adam(0.1))
+        new, _ = method.outer(context, state, problem.batch, dev.batch, KEY)
+        gradients.append([state.method.meta[task] - new.method.meta[task] for task in TASKS])
+    assert np.all(np.isfinite(gradients))
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+
+
 def test_the_primary_task_starts_at_the_same_weight():
     problem = LinearTasks.make(0, num_tasks=3)
     method = auxjax.methods.get("auto_lambda")

@@ -8,6 +8,7 @@ from experiments.data.splits import (
     Splits,
     check_splits,
     four_way_split,
+    input_of,
     make_examples,
     merge,
     stratified_subset,
@@ -209,6 +210,59 @@ def poisoned(*values):
 def test_broken_splits_are_refused(changes, message):
     with pytest.raises(ValueError, match=r"check_splits: .*" + message):
         check_splits(small_splits(**changes))
+
+
+def with_labels(**changes):
+    """Splits with two auxiliary tasks, and a hidden label in train; `changes` as above."""
+    splits = small_splits()
+    parts = {}
+    for name in NAMES:
+        part = getattr(splits, name)
+        shown = np.array([True, name != "train", True])
+        parts[name] = make_examples(
+            part["image"][:, :, 0, 0], part["label"] % 2, part["example_id"], labelled=shown, key="features"
+        )
+        parts[name] |= {"auxiliary": np.ones((3, 2), np.int32)} | changes.get(name, {})
+    return Splits(
+        **parts, num_classes=2, classes=("no", "yes"), source="made by a test", tasks=("primary", "first", "second")
+    )
+
+
+def test_features_several_labels_and_hidden_ones_are_a_split():
+    splits = with_labels()
+    check_splits(splits)
+    assert input_of(splits.train) is splits.train["features"]
+    assert splits.train["label"].tolist() == [0, 0, 0]
+    assert splits.train["true_label"].tolist() == [0, 1, 0]
+    assert not splits.train["corrupted"].any()
+    assert merge(splits.train, splits.dev)["labelled"].tolist() == [True, False, True, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"dev": {"auxiliary": np.ones((3, 1), np.int32)}},
+            r"dev\['auxiliary'\] must be int32 \(3, 2\), one entry per",
+        ),
+        ({"dev": {"auxiliary": np.ones((3, 2), np.int8)}}, r"dev\['auxiliary'\] must be int32 .* got int8"),
+        ({"test": {"auxiliary": np.full((3, 2), 2, np.int32)}}, r"test\['auxiliary'\] is neither 0 nor 1 in 3 of 3"),
+        ({"train": {"labelled": np.ones(3, np.int32)}}, r"train\['labelled'\] must be bool \(3,\)"),
+        ({"train": {"label": np.ones(3, np.int32)}}, r"train\['label'\] is not 0 where labelled is False in 1 of 3"),
+        ({"train": {"labelled": np.zeros(3, bool)}}, "train has no labelled example"),
+        (
+            {"validation": {"labelled": np.zeros(3, bool), "label": np.zeros(3, np.int32)}},
+            "has unlabelled examples in 3",
+        ),
+        ({"dev": {"features": np.zeros((3, 2, 1), np.float32)}}, r"must be uint8 or float32 \[n, d\], got float32"),
+        ({"dev": {"features": np.full((3, 2), np.nan, np.float32)}}, "dev has NaN or infinite features in 3 of 3"),
+        ({"dev": {"more": np.zeros(3)}}, r"train has the arrays \[.*\] and dev has \[.*'more'"),
+        ({"dev": {"image": np.zeros((3, 1, 1, 1), np.uint8)}}, r"dev lacks \['image or features'\]"),
+    ],
+)
+def test_broken_labels_are_refused(changes, message):
+    with pytest.raises(ValueError, match=r"check_splits: .*" + message):
+        check_splits(with_labels(**changes))
 
 
 def test_empty_and_incomplete_splits_are_refused():

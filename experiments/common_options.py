@@ -1,0 +1,51 @@
+"""The options every config gives the methods of `auxjax.methods` that cannot do with their defaults.
+
+What is common to the configs is here, so that each method's name works in each of them: what a method must know of the
+data (tasks, examples, updates per epoch), and optimisers for the outer variables. The defaults of the methods are their
+papers', tuned to runs of tens of thousands of updates; outer variables that are weights get Adam at a rate that lets
+them move by about 1 in the few hundred outer updates of a run here.
+"""
+
+import optax
+
+# Candidates of the grid search, and its one scalar for all auxiliary tasks: their product would be 5^13 for yeast.
+GRID = (0.0, 0.1, 0.3, 1.0, 3.0)
+
+
+def common_options(
+    settings, shapes, auxiliary: tuple[str, ...], *, max_updates: int, fixed_weight: float
+) -> dict[str, dict]:
+    """`{method: options}`.
+
+    Args:
+      settings: a config's `Settings`; `outer_learning_rate` is the scheduler's of JTDS, `weight_learning_rate` that of
+        weights.
+      shapes: `trainer.Shapes` of the data.
+      auxiliary: names of the auxiliary tasks.
+      max_updates: outer updates after which ARML's sampling ends.
+      fixed_weight: weight of every auxiliary task with `fixed_weights`.
+    """
+    weights = {"outer_optimizer": optax.adam(settings.weight_learning_rate)}
+    return {
+        "arml": {
+            "form": "two_stage",
+            "outer_optimizer": optax.adam(1e-2),
+            "step_size": 0.1,
+            "temperature": settings.temperature / shapes.num_train,
+            "max_updates": max_updates,
+        },
+        "auto_lambda": weights,
+        "auxilearn": weights,
+        "auxinash": weights,
+        "dwa": {"window": -(-shapes.num_train // settings.batch_size)},
+        "fixed_weights": {"weights": {task: fixed_weight for task in auxiliary}},
+        "grid_search": {"candidates": [{task: weight for task in auxiliary} for weight in GRID]},
+        "jtds": {"outer_optimizer": optax.adam(settings.outer_learning_rate)},
+        "maoal": weights,
+        "n_jtds": {"num_examples": shapes.num_train, "ids": _index, "outer_optimizer": optax.adam(0.1)},
+        "ol_aux": weights,
+    }
+
+
+def _index(batch):
+    return batch["index"]
