@@ -30,7 +30,7 @@ def rows_of(trunk):
     return [np.asarray(leaf).reshape(K + 1, -1) for leaf in chosen]
 
 
-@pytest.fixture(params=[None, TRUNK], ids=["all leaves", "trunk"])
+@pytest.fixture(params=[pytest.param(None, marks=pytest.mark.slow), TRUNK], ids=["all leaves", "trunk"])
 def trunk(request):
     return request.param
 

@@ -40,7 +40,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "adamw" else pytest.mark.slow) for name in OPTIMIZERS]
+    "name", [pytest.param(name, marks=() if name == "momentum" else pytest.mark.slow) for name in OPTIMIZERS]
 )
 def test_fixed_points_in_params_and_state_agree_with_differences_of_the_trained_problem(name, ordinary_promotion):
     """Where momentum and second moments do not vanish, their own change counts."""
