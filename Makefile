@@ -1,5 +1,5 @@
 # make demo   train four methods on real digits with 40 % wrong labels, three seeds, and show the comparison
-# make test   the tests (about ten minutes or less on two cores); make test-slow adds the long ones
+# make test   the tests (some fifteen minutes on two cores, nearly all compilation); make test-slow adds the long ones
 # make lint   ruff, check and format
 # make benchmarks   hypergradients beside other libraries (hours; those that cannot be installed are reported)
 # Every target makes what it needs in .venv first. Another interpreter: make PYTHON=python3.12 demo
