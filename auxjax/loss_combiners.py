@@ -7,8 +7,7 @@
 All weights are kept at or above 0, so that no loss is ever rewarded for growing; biases are free. The linear
 combination is a vector of weights and needs no file.
 
-Reference: Navon, Achituve, Maron, Chechik, Fetaya, 2021, Auxiliary Learning by Implicit Differentiation, ICLR, section
-4.1.
+Reference: Navon, Achituve, Maron, Chechik, Fetaya, 2021, Auxiliary Learning by Implicit Differentiation, ICLR.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,14 +51,7 @@ def dense_combiner(
     positive, raw, project = _constraint(constraint)
 
     def init(key, num_tasks, dtype):
-        sizes = [num_tasks, *hidden, 1]
-        keys = jax.random.split(key, len(sizes) - 1)
-        layers = []
-        for layer_key, fan_in, fan_out in zip(keys, sizes[:-1], sizes[1:], strict=True):
-            layers.append({"kernel": raw(jax.random.uniform(layer_key, (fan_in, fan_out), dtype, 0.0, upper))})
-            if bias and len(layers) <= len(hidden):
-                layers[-1]["bias"] = jnp.zeros((fan_out,), dtype)
-        return layers
+        return _init_layers(key, [num_tasks, *hidden, 1], (), upper, raw, dtype, bias=bias)
 
     def apply(params, losses):
         values = losses
@@ -83,15 +75,8 @@ def convolutional_combiner(channels: Sequence[int], *, upper: float, constraint:
     positive, raw, project = _constraint(constraint)
 
     def init(key, num_tasks, dtype):
-        sizes = [num_tasks, *channels, 1]
-        keys = jax.random.split(key, len(sizes) - 1)
-        layers = []
-        for layer_key, fan_in, fan_out in zip(keys, sizes[:-1], sizes[1:], strict=True):
-            side = 3 if len(layers) < len(channels) else 1
-            kernel = jax.random.uniform(layer_key, (side, side, fan_in, fan_out), dtype, 0.0, upper)
-            layers.append({"kernel": raw(kernel)})
-            if side == 3:
-                layers[-1]["bias"] = jnp.zeros((fan_out,), dtype)
+        layers = _init_layers(key, [num_tasks, *channels, 1], (3, 3), upper, raw, dtype, bias=True)
+        layers[-1]["kernel"] = layers[-1]["kernel"][1:2, 1:2]  # the last one is 1x1
         return layers
 
     def apply(params, losses):
@@ -106,6 +91,17 @@ def convolutional_combiner(channels: Sequence[int], *, upper: float, constraint:
         return jnp.mean(values, axis=(1, 2, 3))
 
     return Combiner(init, apply, project, True)
+
+
+def _init_layers(key, sizes, window, upper: float, raw: Callable, dtype, *, bias: bool) -> list[dict]:
+    """`[{"kernel": [*window, in, out], "bias": [out]}, ...]`; the last layer has no bias."""
+    keys = jax.random.split(key, len(sizes) - 1)
+    layers = []
+    for layer_key, fan_in, fan_out in zip(keys, sizes[:-1], sizes[1:], strict=True):
+        kernel = jax.random.uniform(layer_key, (*window, fan_in, fan_out), dtype, 0.0, upper)
+        layers.append({"kernel": raw(kernel), **({"bias": jnp.zeros((fan_out,), dtype)} if bias else {})})
+    layers[-1].pop("bias", None)
+    return layers
 
 
 def _halved(maps):

@@ -1,8 +1,9 @@
 """Image classification with rotation prediction as the auxiliary task: what the image configs share.
 
 Every inner batch holds upright images for the primary task and the same images turned by 0, 1, 2 or 3 quarter turns for
-the auxiliary one, in one forward pass. A decoy can be added, fixed random labels that have nothing to do with the
-image, to see which methods notice.
+the auxiliary one, in one forward pass: BatchNorm's statistics are those of both halves, in single-task training, too,
+whose updates cost what those of equal weights do. A decoy can be added, fixed random labels that have nothing to do
+with the image, to see which methods notice.
 """
 
 import jax
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from auxjax import TaskLosses, TaskModel
+from auxjax.models import ConvNet
 from auxjax.tasks.rotation import rotation_batch
-from experiments import batches
+from experiments import batches, method_labels
+from experiments.experiment import Experiment
 
 PRIMARY = "class"
 AUXILIARY = ("rotation", "decoy")
@@ -111,3 +114,33 @@ def make_evaluate(network, chunk: int = 1000):
         return {"accuracy": float(sum(int(part) for part in found)) / len(labels)}
 
     return evaluate
+
+
+def convnet_experiment(settings, method: str, options: dict[str, dict], shapes) -> Experiment:
+    """A convolutional network with BatchNorm, Adam with a cosine schedule, crops and mirror images.
+
+    Args:
+      settings: a config's, with `channels`, `auxiliary`, `learning_rate`, `steps`, `inner_steps`, `padding`,
+        `batch_size` and `outer_batch_size`.
+      method: a label, see `method_labels`.
+      options: `{method: options}`.
+      shapes: `trainer.Shapes`.
+    """
+    network = ConvNet(heads=heads(shapes.num_classes, settings.auxiliary), channels=settings.channels, norm="batch")
+
+    def init_params(key):
+        variables = network.init(key, jnp.zeros((1, *shapes.inputs), jnp.float32))
+        return variables["params"], {"batch_stats": variables["batch_stats"]}
+
+    return Experiment(
+        model=task_model(network, settings.auxiliary),
+        method=method_labels.make(method, options),
+        optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
+        inner_steps=settings.inner_steps,
+        init_params=init_params,
+        draw_inner=draw(settings.batch_size, crop_and_flip(settings.padding)),
+        draw_outer=draw(settings.outer_batch_size),
+        evaluate=make_evaluate(network),
+        metric="accuracy",
+        batch_of=batch_of,
+    )

@@ -5,8 +5,7 @@
 with U one update of the inner optimiser, momentum and weight decay included. Every task has a weight, the primary one,
 too; nothing keeps the weights positive.
 
-Reference: Liu, James, Davison, Johns, 2022, Auto-Lambda: Disentangling Dynamic Task Relationships, TMLR, equations 4 to
-6.
+Reference: Liu, James, Davison, Johns, 2022, Auto-Lambda: Disentangling Dynamic Task Relationships, TMLR.
 """
 
 from functools import partial

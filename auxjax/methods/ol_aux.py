@@ -7,7 +7,8 @@ the gradient of that decrease in w_k is eta <g_0, g_k>:
 
 over the last N updates of the params. Nothing bounds the weights: they grow with the scale of the gradients, and a
 task that points the primary task's way gets ever more weight. ARML's gradient has one term more,
--sum_j w_j <g_j, g_k>, which does bound it.
+-sum_j w_j <g_j, g_k>, which does bound it. The paper also divides losses by running means (its "adaptive loss
+balancing"), which is left to the model's losses here.
 
 Reference: Lin, Baweja, Kantor, Held, 2019, Adaptive Auxiliary Task Weighting for Reinforcement Learning, NeurIPS.
 """

@@ -20,11 +20,7 @@ seed and 2,000 images do not tell apart. Everything else was set once: width and
 
 import dataclasses
 
-import jax.numpy as jnp
-import optax
-
-from auxjax.models import ConvNet
-from experiments import method_labels, vision
+from experiments import vision
 from experiments.common_options import common_options
 from experiments.data import cifar10n
 from experiments.experiment import Experiment
@@ -73,24 +69,4 @@ def method_options(settings, shapes) -> dict[str, dict]:
 
 def build(settings, method, shapes) -> Experiment:
     """The experiment: a convolutional network with BatchNorm, whose statistics only inner updates move."""
-    network = ConvNet(
-        heads=vision.heads(shapes.num_classes, settings.auxiliary), channels=settings.channels, norm="batch"
-    )
-
-    def init_params(key):
-        variables = network.init(key, jnp.zeros((1, *shapes.inputs), jnp.float32))
-        return variables["params"], {"batch_stats": variables["batch_stats"]}
-
-    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
-    return Experiment(
-        model=vision.task_model(network, settings.auxiliary),
-        method=method_labels.make(method, method_options(settings, shapes)),
-        optimizer=optax.adam(schedule),
-        inner_steps=settings.inner_steps,
-        init_params=init_params,
-        draw_inner=vision.draw(settings.batch_size, vision.crop_and_flip(settings.padding)),
-        draw_outer=vision.draw(settings.outer_batch_size),
-        evaluate=vision.make_evaluate(network),
-        metric="accuracy",
-        batch_of=vision.batch_of,
-    )
+    return vision.convnet_experiment(settings, method, method_options(settings, shapes), shapes)
