@@ -12,9 +12,11 @@ This is not the place for losses themselves (cross-entropy and the like come fro
 
 import difflib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from auxjax.precision import accumulation_dtype
 
@@ -53,24 +55,38 @@ def weighted_loss(
     _check_tasks(where, losses, weights, masks)
     dtype = accumulation_dtype(*((losses[task], weight) for task, weight in weights.items()))
     total = jnp.zeros((), dtype)
-    for task, weight in weights.items():
-        values = _check_values(f"{where}(losses[{task!r}])", losses[task]).astype(dtype)
-        weight = jnp.asarray(weight).astype(dtype)
-        if weight.ndim and weight.shape != values.shape:
-            raise ValueError(
-                f"{where}(weights[{task!r}]) has shape {weight.shape}, and the task's losses have shape "
-                f"{values.shape}. Pass a scalar, or one weight per example."
-            )
-        mask = None if masks is None else masks.get(task)
-        if mask is not None and weight.ndim:
+    for group in _alike(where, {task: losses[task] for task in weights}, weights, masks):
+        values, mask, weight = (_stacked(group, part, dtype) for part in ("values", "mask", "weight"))
+        if weight.ndim > 1:
             # A weight computed from the features of an unlabelled example may be NaN too, and 0 * NaN is NaN.
-            mask = _check_mask(f"{where}(masks[{task!r}])", mask, values.shape)
-            weight = jnp.where(mask, weight, jnp.zeros((), dtype))
-        if weight.ndim:
-            total = total + _mean(f"{where}(masks[{task!r}])", values, mask, weight)
+            weight = weight if mask is None else jnp.where(mask, weight, jnp.zeros((), dtype))
+            total = total + jnp.sum(_mean(values, mask, weight))
         else:
-            total = total + weight * _mean(f"{where}(masks[{task!r}])", values, mask)
+            total = total + jnp.sum(weight * _mean(values, mask))
     return total
+
+
+def masked_means(losses: Mapping[str, jax.Array], masks: Mapping[str, jax.Array | None] | None = None) -> jax.Array:
+    """The `masked_mean` of every task, in the order of `losses`.
+
+    Args:
+      losses: `{task: [n_task]}`, floating point; at least one task.
+      masks: `{task: bool [n_task]}`; a task that is missing here, or is None, is labelled throughout.
+
+    Returns:
+      `[len(losses)]`, in float64 if a loss is, and in float32 otherwise.
+
+    Raises:
+      TypeError: a loss is not floating point or a mask is not boolean.
+      ValueError: a loss is not of rank 1, or a mask has another shape.
+    """
+    dtype = accumulation_dtype(*losses.values())
+    groups = _alike("masked_means", losses, None, masks)
+    means = [_mean(_stacked(group, "values", dtype), _stacked(group, "mask", dtype)) for group in groups]
+    if len(means) == 1:
+        return means[0]
+    place = {task.name: i for i, task in enumerate(task for group in groups for task in group)}
+    return jnp.concatenate(means)[np.array([place[task] for task in losses])]
 
 
 def masked_mean(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -90,20 +106,59 @@ def masked_mean(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
       ValueError: `values` is not of rank 1, or `mask` has another shape.
     """
     values = _check_values("masked_mean(values)", values)
-    return _mean("masked_mean(mask)", values.astype(accumulation_dtype(values)), mask)
+    mask = None if mask is None else _check_mask("masked_mean(mask)", mask, values.shape)
+    return _mean(values.astype(accumulation_dtype(values)), mask)
 
 
-def _mean(where: str, values: jax.Array, mask: jax.Array | None, weight: jax.Array | None = None) -> jax.Array:
-    """`(1 / n) sum_i m_i w_i v_i`; selects before it multiplies, so that masked NaNs reach no gradient."""
+def _mean(values: jax.Array, mask: jax.Array | None, weight: jax.Array | None = None) -> jax.Array:
+    """`(1 / n) sum_i m_i w_i v_i` over the last axis; selects before it multiplies, so that no masked NaN gets on."""
     if mask is None:
-        terms, count = values, jnp.asarray(max(1, values.shape[0]), values.dtype)
+        terms, count = values, jnp.asarray(max(1, values.shape[-1]), values.dtype)
     else:
-        mask = _check_mask(where, mask, values.shape)
         terms = jnp.where(mask, values, jnp.zeros((), values.dtype))
-        count = jnp.maximum(jnp.sum(mask, dtype=values.dtype), jnp.ones((), values.dtype))
+        count = jnp.maximum(jnp.sum(mask, axis=-1, dtype=values.dtype), jnp.ones((), values.dtype))
     if weight is not None:
         terms = terms * weight
-    return jnp.sum(terms) / count
+    return jnp.sum(terms, axis=-1) / count
+
+
+class _Task(NamedTuple):
+    """One task's arrays, checked; `mask` and `weight` may be `None`."""
+
+    name: str
+    values: jax.Array
+    mask: jax.Array | None
+    weight: jax.Array | None
+
+
+def _alike(where: str, losses, weights, masks) -> list[list[_Task]]:
+    """The tasks in groups that can be stacked: as many examples, masked or not, weighed per example or not.
+
+    Many tasks are then a handful of operations on matrices instead of a handful each, which compile and run one by one.
+    """
+    groups: dict[tuple, list[_Task]] = {}
+    for name, values in losses.items():
+        values = _check_values(f"{where}(losses[{name!r}])", values)
+        mask = None if masks is None else masks.get(name)
+        if mask is not None:
+            mask = _check_mask(f"{where}(masks[{name!r}])", mask, values.shape)
+        weight = None if weights is None else jnp.asarray(weights[name])
+        if weight is not None and weight.ndim and weight.shape != values.shape:
+            raise ValueError(
+                f"{where}(weights[{name!r}]) has shape {weight.shape}, and the task's losses have shape "
+                f"{values.shape}. Pass a scalar, or one weight per example."
+            )
+        key = (values.shape, mask is None, weight is not None and weight.ndim > 0)
+        groups.setdefault(key, []).append(_Task(name, values, mask, weight))
+    return list(groups.values())
+
+
+def _stacked(group: list[_Task], part: str, dtype) -> jax.Array | None:
+    """One field of all tasks of a group, `[tasks, ...]`, floats in `dtype`; `None` where they have none."""
+    arrays = [getattr(task, part) for task in group]
+    if arrays[0] is None:
+        return None
+    return jnp.stack(arrays if part == "mask" else [array.astype(dtype) for array in arrays])
 
 
 def _check_tasks(where: str, losses, weights, masks) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxjax.losses import masked_mean, weighted_loss
+from auxjax.losses import masked_mean, masked_means, weighted_loss
 
 LOSSES = {"a": jnp.array([1.0, 2.0, 4.0]), "b": jnp.array([3.0, 5.0])}
 
@@ -102,6 +102,39 @@ def test_masked_mean():
     assert masked_mean(values, jnp.zeros(3, bool)) == 0.0
     assert masked_mean(jnp.array([1.0, 2.0])) == 1.5
     np.testing.assert_array_equal(jax.grad(masked_mean)(values, mask), [0.5, 0.0, 0.5])
+
+
+def test_means_of_tasks_that_can_and_cannot_be_stacked():
+    """In the order given, whatever the number of examples, masks and weights; gradients as task by task."""
+    keys = jax.random.split(jax.random.key(0), 6)
+    sizes = {"z": 4, "b": 3, "a": 4, "c": 4, "d": 3, "e": 4}
+    losses = {task: jax.random.normal(key, (n,)) for key, (task, n) in zip(keys, sizes.items(), strict=True)}
+    masks = {"a": jnp.array([True, False, True, False]), "c": jnp.zeros(4, bool), "d": jnp.array([True, True, False])}
+    weights = {"z": 0.5, "a": jnp.arange(4.0), "c": jnp.ones(4), "d": 2.0, "e": jnp.array([0.0, 1.0, 0.0, 2.0])}
+    alone = {task: masked_mean(value, masks.get(task)) for task, value in losses.items()}
+    np.testing.assert_allclose(masked_means(losses, masks), list(alone.values()), rtol=1e-14)
+
+    def task_by_task(losses):
+        return sum(weighted_loss(losses, {task: weight}, masks=masks) for task, weight in weights.items())
+
+    def together(losses):
+        return weighted_loss(losses, weights, masks=masks)
+
+    np.testing.assert_allclose(together(losses), task_by_task(losses), rtol=1e-14)
+    expected, found = jax.grad(task_by_task)(losses), jax.grad(together)(losses)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), expected, found)
+
+
+def test_many_tasks_are_few_operations():
+    """Rows of one matrix, taken apart by `jnp.unstack`, are put together again, and nothing is done task by task."""
+    names = [f"task_{k}" for k in range(100)]
+
+    def loss(values, mask, weights):
+        by_task = [dict(zip(names, jnp.unstack(array), strict=True)) for array in (values, weights, mask)]
+        return weighted_loss(by_task[0], by_task[1], masks=by_task[2])
+
+    program = jax.make_jaxpr(loss)(jnp.ones((100, 4)), jnp.ones((100, 4), bool), jnp.ones(100))
+    assert len(program.jaxpr.eqns) < 50
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,12 @@ class AdalossState(NamedTuple):
     """State of AdaLoss.
 
     Attributes:
-      means: `{task: scalar}`, running mean of the loss, zero at first.
-      counts: `{task: scalar}`, the weight the mean has gathered, 1 - decay^n after n batches with labels.
+      means: `[K + 1]`, running means of the losses, the tasks in the order of their names; zero at first.
+      counts: `[K + 1]`, the weight each mean has gathered, 1 - decay^n after n batches with labels.
     """
 
-    means: dict[str, jax.Array]
-    counts: dict[str, jax.Array]
+    means: jax.Array
+    counts: jax.Array
 
 
 def adaloss(
@@ -58,7 +58,7 @@ def adaloss(
 
     def weights(context, state, batch, key):
         out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(_weights_of(options, context, state.method), out)
+        return base.constant_weights(_weights_of(options, context, sorted(out.values), state.method), out)
 
     return base.Method(partial(_init, options), partial(_inner, options), weights=weights)
 
@@ -76,13 +76,13 @@ def _init(options, context, state, batch, key):
     if isinstance(options.shift, dict) and set(options.shift) - set(out.values):
         unknown = sorted(set(options.shift) - set(out.values))
         raise ValueError(f"adaloss(shift=) names {unknown[0]!r}; the model has the tasks {sorted(out.values)}.")
-    zeros = [{task: jnp.zeros((), accumulation_dtype(value)) for task, value in out.values.items()} for _ in range(2)]
-    return AdalossState(*zeros)
+    zeros = jnp.zeros(len(out.values), accumulation_dtype(*out.values.values()))
+    return AdalossState(zeros, zeros)
 
 
 def _inner(options, context, state, batch, key):
     def weights_of(out):
-        return _weights_of(options, context, _observe(options, context, state.method, out))
+        return _weights_of(options, context, sorted(out.values), _observe(options, context, state.method, out))
 
     grads, out, weights = base.weighted_gradient(context, state, batch, key, weights_of)
     method = _observe(options, context, state.method, out)
@@ -91,28 +91,22 @@ def _inner(options, context, state, batch, key):
 
 def _observe(options, context, previous, out) -> AdalossState:
     """The running means after a batch."""
-    means, counts = {}, {}
-    found = context.reduce(base.mean_losses(out))
-    for task, mean in previous.means.items():
-        shift = options.shift.get(task, 0.0) if isinstance(options.shift, dict) else options.shift
-        seen = base.labelled(context, out, task)
-        loss = found[task].astype(mean.dtype) + shift
-        means[task] = jnp.where(seen, options.decay * mean + (1 - options.decay) * loss, mean)
-        counts[task] = jnp.where(
-            seen, options.decay * previous.counts[task] + (1 - options.decay), previous.counts[task]
-        )
-    return AdalossState(means, counts)
+    tasks = sorted(out.values)
+    shift = options.shift if isinstance(options.shift, dict) else dict.fromkeys(tasks, options.shift)
+    dtype = previous.means.dtype
+    found = context.reduce(base.mean_losses(out, tasks)).astype(dtype)
+    found = found + jnp.array([shift.get(task, 0.0) for task in tasks], dtype)
+    seen = base.labelled(context, out, tasks)
+    means = options.decay * previous.means + (1 - options.decay) * found
+    counts = options.decay * previous.counts + (1 - options.decay)
+    return AdalossState(jnp.where(seen, means, previous.means), jnp.where(seen, counts, previous.counts))
 
 
-def _weights_of(options, context, method_state):
-    primary = context.model.primary
-    inverse = {}
-    for task, mean in method_state.means.items():
-        count = method_state.counts[task]
-        known = count > 0
-        level = jnp.where(known, mean / jnp.where(known, count, jnp.ones_like(count)), jnp.ones_like(mean))
-        inverse[task] = 1.0 / (jnp.maximum(level, 0.0) + options.epsilon)
+def _weights_of(options, context, tasks, method_state):
+    means, counts = method_state
+    known = counts > 0
+    level = jnp.where(known, means / jnp.where(known, counts, jnp.ones_like(counts)), jnp.ones_like(means))
+    inverse = 1.0 / (jnp.maximum(level, 0.0) + options.epsilon)
     if not options.normalised:
-        return {**inverse, primary: 1.0}
-    total = sum(inverse.values())
-    return {task: len(inverse) * value / total for task, value in inverse.items()}
+        return {**base.by_task(tasks, inverse), context.model.primary: 1.0}
+    return base.by_task(tasks, len(tasks) * inverse / jnp.sum(inverse))

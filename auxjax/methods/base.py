@@ -16,16 +16,15 @@ Metrics have common names: `loss/<task>` and `weight/<task>` (means over the lab
 `outer_loss`, `hypergradient/<field of HypergradInfo>`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax.losses import masked_mean, weighted_loss
+from auxjax.losses import masked_means, weighted_loss
 from auxjax.partition import mask_by_path
-from auxjax.precision import accumulation_dtype
 from auxjax.training.state import TrainState
 
 
@@ -181,10 +180,10 @@ def auxiliary_or_raise(method: str, context: Context, out: TaskLosses) -> list[s
     return names
 
 
-def labelled(context: Context, out: TaskLosses, task: str) -> jax.Array:
-    """Bool scalar: whether the batch, of any replica, has a label for the task."""
-    mask = mask_of(out, task)
-    return jnp.array(True) if mask is None else context.reduce(jnp.any(mask).astype(jnp.float32)) > 0
+def labelled(context: Context, out: TaskLosses, tasks: Sequence[str]) -> jax.Array:
+    """Bool `[len(tasks)]`: for which of the tasks the batch, of any replica, has a label."""
+    share = masked_means({task: jnp.ones(out.values[task].shape, jnp.float32) for task in tasks}, out.masks)
+    return context.reduce(share) > 0
 
 
 def mask_of(out: TaskLosses, task: str):
@@ -192,9 +191,14 @@ def mask_of(out: TaskLosses, task: str):
     return (out.masks or {}).get(task)
 
 
-def mean_losses(out: TaskLosses) -> dict[str, jax.Array]:
-    """`{task: scalar}`, the mean loss over the labelled examples of each task (0 where there are none)."""
-    return {task: masked_mean(value, mask_of(out, task)) for task, value in out.values.items()}
+def mean_losses(out: TaskLosses, tasks: Sequence[str]) -> jax.Array:
+    """`[len(tasks)]`, the mean losses over the labelled examples of these tasks (0 where there are none)."""
+    return masked_means({task: out.values[task] for task in tasks}, out.masks)
+
+
+def by_task(tasks: Sequence[str], values: jax.Array) -> dict[str, jax.Array]:
+    """`{task: values[k]}` of a `[len(tasks)]` array."""
+    return dict(zip(tasks, jnp.unstack(values), strict=True))
 
 
 def loss_vector(context: Context, state: TrainState, batch, key) -> Callable[[Any], jax.Array]:
@@ -206,9 +210,7 @@ def loss_vector(context: Context, state: TrainState, batch, key) -> Callable[[An
 
     def losses(params):
         out = evaluate(model, params, state.model_state, batch, key)
-        means = mean_losses(out)
-        dtype = accumulation_dtype(*means.values())
-        return jnp.stack([means[name].astype(dtype) for name in (model.primary, *auxiliary_tasks(out, model.primary))])
+        return mean_losses(out, (model.primary, *auxiliary_tasks(out, model.primary)))
 
     return losses
 
@@ -275,11 +277,10 @@ def weighted_update(context: Context, state: TrainState, batch, key, weights_of)
 
 def loss_metrics(out: TaskLosses, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """`loss/<task>` and `weight/<task>`: means over the labelled examples; a task without a weight has weight 0."""
-    metrics = {f"loss/{task}": value for task, value in mean_losses(out).items()}
-    for task, value in out.values.items():
-        weight = jnp.asarray(weights.get(task, 0.0), value.dtype)
-        metrics[f"weight/{task}"] = masked_mean(jnp.broadcast_to(weight, value.shape), mask_of(out, task))
-    return metrics
+    tasks = sorted(out.values)
+    means = masked_means(constant_weights(weights, out), out.masks)
+    losses = {f"loss/{task}": value for task, value in by_task(tasks, mean_losses(out, tasks)).items()}
+    return losses | {f"weight/{task}": value for task, value in by_task(tuple(out.values), means).items()}
 
 
 def constant_weights(weights: Mapping[str, jax.Array], out: TaskLosses) -> dict[str, jax.Array]:

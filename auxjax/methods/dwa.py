@@ -18,20 +18,20 @@ from auxjax.precision import accumulation_dtype
 
 
 class DwaState(NamedTuple):
-    """State of DWA.
+    """State of DWA, the tasks in the order of their names.
 
     Attributes:
-      sums: `{task: scalar}`, sum of the batch losses in the window under way.
-      counts: `{task: scalar}`, batches with labels in it.
-      last: `{task: scalar}`, mean loss of the last full window; 0 before there is one.
-      ratios: `{task: scalar}`, r_k; 1 in the first two windows.
+      sums: `[K + 1]`, sums of the batch losses in the window under way.
+      counts: `[K + 1]`, batches with labels in it.
+      last: `[K + 1]`, mean losses of the last full window; 0 before there is one.
+      ratios: `[K + 1]`, r_k; 1 in the first two windows.
       updates: int32 scalar, updates done.
     """
 
-    sums: dict[str, jax.Array]
-    counts: dict[str, jax.Array]
-    last: dict[str, jax.Array]
-    ratios: dict[str, jax.Array]
+    sums: jax.Array
+    counts: jax.Array
+    last: jax.Array
+    ratios: jax.Array
     updates: jax.Array
 
 
@@ -56,9 +56,8 @@ def dwa(*, window: int = 100, temperature: float = 2.0) -> base.Method:
         )
 
     def weights(context, state, batch, key):
-        return base.constant_weights(
-            _weights_of(temperature, state.method), base.loss_shapes(context, state, batch, key)
-        )
+        out = base.loss_shapes(context, state, batch, key)
+        return base.constant_weights(_weights_of(temperature, sorted(out.values), state.method), out)
 
     return base.Method(_init, partial(_inner, window, temperature), weights=weights)
 
@@ -67,21 +66,17 @@ def _init(context, state, batch, key):
     out = base.loss_shapes(context, state, batch, key)
     base.auxiliary_or_raise("dwa", context, out)
 
-    def constant(value):
-        return {task: jnp.full((), value, accumulation_dtype(losses)) for task, losses in out.values.items()}
-
-    return DwaState(constant(0.0), constant(0.0), constant(0.0), constant(1.0), jnp.zeros((), jnp.int32))
+    zeros = jnp.zeros(len(out.values), accumulation_dtype(*out.values.values()))
+    return DwaState(zeros, zeros, zeros, jnp.ones_like(zeros), jnp.zeros((), jnp.int32))
 
 
-def _weights_of(temperature, method_state):
-    tasks = list(method_state.ratios)
-    ratios = jnp.stack([method_state.ratios[task] for task in tasks])
-    weights = len(tasks) * jax.nn.softmax(ratios / temperature)
-    return dict(zip(tasks, weights, strict=True))
+def _weights_of(temperature, tasks, method_state):
+    return base.by_task(tasks, len(tasks) * jax.nn.softmax(method_state.ratios / temperature))
 
 
 def _inner(window, temperature, context, state, batch, key):
-    weights = _weights_of(temperature, state.method)
+    tasks = sorted(base.loss_shapes(context, state, batch, key).values)
+    weights = _weights_of(temperature, tasks, state.method)
     grads, out, _ = base.weighted_gradient(context, state, batch, key, lambda out: weights)
     method = _observe(window, context, state.method, out)
     metrics = base.loss_metrics(out, weights)
@@ -90,19 +85,20 @@ def _inner(window, temperature, context, state, batch, key):
 
 def _observe(window, context, previous, out) -> DwaState:
     """The state after a batch; the window may have ended with it."""
+    tasks = sorted(out.values)
     updates = previous.updates + jnp.int32(1)
     full = updates % window == 0
-    means = context.reduce(base.mean_losses(out))
-    sums, counts, last, ratios = {}, {}, {}, {}
-    for task, total in previous.sums.items():
-        seen = base.labelled(context, out, task)
-        total = total + jnp.where(seen, means[task].astype(total.dtype), jnp.zeros_like(total))
-        count = previous.counts[task] + seen.astype(total.dtype)
-        mean = total / jnp.maximum(count, 1.0)
-        before = previous.last[task]
-        usable = (before > 0) & (mean > 0)
-        ratio = jnp.where(usable, mean / jnp.where(usable, before, jnp.ones_like(before)), jnp.ones_like(mean))
-        sums[task], counts[task] = (jnp.where(full, jnp.zeros_like(value), value) for value in (total, count))
-        last[task] = jnp.where(full & (count > 0), mean, before)
-        ratios[task] = jnp.where(full, ratio, previous.ratios[task])
-    return DwaState(sums, counts, last, ratios, updates)
+    seen = base.labelled(context, out, tasks)
+    means = context.reduce(base.mean_losses(out, tasks)).astype(previous.sums.dtype)
+    total = previous.sums + jnp.where(seen, means, jnp.zeros_like(means))
+    count = previous.counts + seen.astype(total.dtype)
+    mean = total / jnp.maximum(count, 1.0)
+    usable = (previous.last > 0) & (mean > 0)
+    ratio = jnp.where(usable, mean / jnp.where(usable, previous.last, jnp.ones_like(mean)), jnp.ones_like(mean))
+    return DwaState(
+        sums=jnp.where(full, jnp.zeros_like(total), total),
+        counts=jnp.where(full, jnp.zeros_like(count), count),
+        last=jnp.where(full & (count > 0), mean, previous.last),
+        ratios=jnp.where(full, ratio, previous.ratios),
+        updates=updates,
+    )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from auxjax.methods import base
@@ -25,11 +26,11 @@ class UncertaintyState(NamedTuple):
     """State of uncertainty weighting.
 
     Attributes:
-      log_variances: `{task: scalar}`, s_k.
+      log_variances: `[tasks]`, s_k of the tasks with learned weights in the order of their names.
       opt_state: state of their optimiser.
     """
 
-    log_variances: dict[str, jax.Array]
+    log_variances: jax.Array
     opt_state: Any
 
 
@@ -74,7 +75,9 @@ def uncertainty(
 
     def weights(context, state, batch, key):
         out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(_weights_of(options, context, state.method.log_variances), out)
+        tasks = _tasks_of(options, context, out)
+        found = base.by_task(tasks, _weights_of(options, tasks, state.method.log_variances))
+        return base.constant_weights({context.model.primary: 1.0, **found}, out)
 
     return base.Method(partial(_init, options), partial(_inner, options), weights=weights)
 
@@ -95,28 +98,31 @@ def _init(options, context, state, batch, key):
         raise ValueError(
             f"uncertainty(regression=) names {unknown[0]!r}; the model has the tasks {sorted(out.values)}."
         )
-    tasks = sorted(out.values) if options.weigh_primary else base.auxiliary_or_raise("uncertainty", context, out)
-    variances = {task: jnp.full((), options.initial, accumulation_dtype(out.values[task])) for task in tasks}
+    tasks = _tasks_of(options, context, out)
+    variances = jnp.full(len(tasks), options.initial, accumulation_dtype(*out.values.values()))
     return UncertaintyState(variances, options.optimizer.init(variances))
 
 
-def _weights_of(options, context, log_variances):
-    halved = {task for task in log_variances if options.public_code or task in options.regression}
-    weights = {task: jnp.exp(-s) * (0.5 if task in halved else 1.0) for task, s in log_variances.items()}
-    return {context.model.primary: 1.0, **weights}
+def _tasks_of(options, context, out) -> list[str]:
+    return sorted(out.values) if options.weigh_primary else base.auxiliary_or_raise("uncertainty", context, out)
+
+
+def _weights_of(options, tasks, log_variances):
+    halved = [options.public_code or task in options.regression for task in tasks]
+    return jnp.exp(-log_variances) * jnp.asarray(np.where(halved, 0.5, 1.0), log_variances.dtype)
 
 
 def _inner(options, context, state, batch, key):
     variances = state.method.log_variances
-    weights = _weights_of(options, context, variances)
-    grads, out, weights = base.weighted_gradient(context, state, batch, key, lambda out: weights)
-    means = context.reduce(base.mean_losses(out))
+    tasks = _tasks_of(options, context, base.loss_shapes(context, state, batch, key))
+    weights = _weights_of(options, tasks, variances)
+    all_weights = {context.model.primary: 1.0, **base.by_task(tasks, weights)}
+    grads, out, _ = base.weighted_gradient(context, state, batch, key, lambda out: all_weights)
+    means = context.reduce(base.mean_losses(out, tasks)).astype(variances.dtype)
     # d/ds (c exp(-s) L + s / 2), without the second term's pull where there is nothing to weigh.
-    slopes = {
-        task: jnp.where(base.labelled(context, out, task), 0.5 - weights[task] * means[task].astype(s.dtype), 0.0)
-        for task, s in variances.items()
-    }
+    slopes = jnp.where(base.labelled(context, out, tasks), 0.5 - weights * means, 0.0)
     updates, opt_state = options.optimizer.update(slopes, state.method.opt_state, variances)
-    moved = jax.tree.map(lambda s: jnp.maximum(s, options.smallest), optax.apply_updates(variances, updates))
-    metrics = base.loss_metrics(out, weights) | {f"log_variance/{task}": s for task, s in moved.items()}
+    moved = jnp.maximum(optax.apply_updates(variances, updates), options.smallest)
+    metrics = base.loss_metrics(out, all_weights)
+    metrics |= {f"log_variance/{task}": s for task, s in base.by_task(tasks, moved).items()}
     return base.descend(context, state, grads, out.state)._replace(method=UncertaintyState(moved, opt_state)), metrics
