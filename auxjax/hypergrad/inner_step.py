@@ -77,8 +77,9 @@ def look_ahead(where, problem, level, optimizer, opt_state, field, outer_batch):
 
     `u = -(dU/dg)^T v`, v the outer gradient in `params` at `theta + U(g)`; `u = step_size v` for a plain step
 
-    Adam's root has no derivative at 0, where a parameter that never had a gradient (one behind a dead unit) stands. Its
-    entry of u is then 0, as if the optimiser did not move it, which is what it does.
+    Adam's root has no derivative at 0, where a parameter stands that never had a gradient (one behind a dead unit), or
+    none whose square is above the smallest number of its dtype. Its entry of u is then 0, as if the optimiser did not
+    move it, which is what it does.
 
     Args:
       field: the lower level's field at `level.theta`, not reduced yet.
@@ -90,12 +91,13 @@ def look_ahead(where, problem, level, optimizer, opt_state, field, outer_batch):
     field = level.reduce(field)
     ahead, pull = jax.vjp(lambda g: advance(optimizer, theta, opt_state, g)[0], field)
     outer = problems.outer_gradients(problem, level._replace(theta=ahead), outer_batch)
-    u = jax.tree.map(
-        lambda pulled, g: jnp.where((g == 0) & jnp.isnan(pulled), jnp.zeros_like(pulled), -pulled),
-        pull(outer.v)[0],
-        field,
-    )
-    return outer, u
+
+    def without_dead(pulled, g):
+        limits = jnp.finfo(g.dtype)
+        dead = jnp.square(g) <= limits.tiny / limits.eps
+        return jnp.where(dead & ~jnp.isfinite(pulled), jnp.zeros_like(pulled), -pulled)
+
+    return outer, jax.tree.map(without_dead, pull(outer.v)[0], field)
 
 
 def check_arguments(where: str, level: problems.Level, key, init) -> None:

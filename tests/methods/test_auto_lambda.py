@@ -41,14 +41,17 @@ def test_the_gradient_is_that_of_the_look_ahead(form, masked):
 
 
 @pytest.mark.parametrize("form", ["finite_difference", "exact"])
-def test_params_that_never_had_a_gradient_do_no_harm_under_adam(form, ordinary_promotion):
-    """Adam's root has no derivative there. The others' part is that of the problem without such params."""
+@pytest.mark.parametrize("size", [0.0, 1e-200])
+def test_params_without_a_gradient_do_no_harm_under_adam(form, size, ordinary_promotion):
+    """Adam's root has no derivative there, nor where the gradient's square is 0 in floating point. The others' part is
+    that of the problem without such params."""
     gradients = []
     for dead in (False, True):
         problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
         if dead:
             for batch in (problem.batch, dev.batch):
-                batch["x"] = {task: jnp.pad(x, ((0, 0), (0, 1))) for task, x in batch["x"].items()}
+                column = {task: jnp.full((len(x), 1), size, x.dtype) for task, x in batch["x"].items()}
+                batch["x"] = {task: jnp.concatenate([x, column[task]], axis=1) for task, x in batch["x"].items()}
             problem = problem._replace(params={"w": jnp.pad(problem.params["w"], (0, 1))})
         method = auxjax.methods.get("auto_lambda", form=form, outer_optimizer=optax.sgd(1.0))
         context, state = state_of(linear_model(), problem, method=method, optimizer=optax.adam(0.1))
