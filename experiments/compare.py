@@ -3,7 +3,8 @@
     python -m experiments.compare digits_noise --methods stl,equal,arml,jtds --seeds 0,1,2 --out out/digits
 
 Runs that are finished are not repeated, so the same command with more methods or seeds adds to what is there, and after
-an interruption it goes on. DIR/table.csv has a row per logged step, the plots and the table are made from the files.
+an interruption it goes on. A run whose loss stops being finite is left unfinished and told of at the end; the others go
+on. DIR/table.csv has a row per logged step, the plots and the table are made from the files.
 
 A method may carry options, NAME:OPTION=VALUE, and several of them behind a +. A sweep over one weight for all auxiliary
 tasks is  --methods equal:auxiliary_weight=0.1,equal:auxiliary_weight=0.3,equal:auxiliary_weight=3
@@ -100,6 +101,7 @@ def main(argv=None) -> int:
             check_method(arguments.config, settings, name)
         runs = [(name, seed) for name in names for seed in seeds_of(arguments.seeds)]
         check_folder(arguments.out, arguments.config, settings, runs)
+        broken = []
         with terminal.progress() as follow:
             overall = follow(f"{arguments.config}:", len(runs))
             for done, (name, seed) in enumerate(runs):
@@ -109,17 +111,15 @@ def main(argv=None) -> int:
                     overall(done)
                     run(step)
 
-                train(
-                    arguments.config,
-                    settings,
-                    name,
-                    seed,
-                    run_folder(arguments.out, name, seed),
-                    data_dir=arguments.data_dir,
-                    on_step=on_step,
-                )
+                folder = run_folder(arguments.out, name, seed)
+                try:
+                    train(arguments.config, settings, name, seed, folder, data_dir=arguments.data_dir, on_step=on_step)
+                except FloatingPointError as error:
+                    broken.append(f"{name}, seed {seed}: {error}")
                 overall(done + 1)
         report.write(arguments.out)
+        if broken:
+            raise FloatingPointError("\n  ".join([f"{len(broken)} of {len(runs)} runs broke off.", *broken]))
 
     return command_line.guarded(work)
 

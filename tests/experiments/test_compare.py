@@ -7,7 +7,7 @@ import shutil
 import jax
 import pytest
 
-from experiments import compare, report
+from experiments import compare, report, trainer
 from tests.experiments.commands import call, read, refused, tiny
 
 METHODS = ("stl", "equal+dev", "jtds")
@@ -110,6 +110,22 @@ def test_unfinished_runs_are_shown_as_such(copied, capsys):
     rows = rows_of(copied)
     assert len(rows) == 5 * 3
     assert all(row["test_accuracy"] == "" for row in rows if (row["method"], row["seed"]) == ("stl", "1"))
+
+
+def test_a_run_that_breaks_off_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    real = trainer._check_finite
+
+    def breaks(state, metrics, at, directory):
+        real(state, metrics | ({"loss/class": float("nan")} if directory.parent.name == "stl" else {}), at, directory)
+
+    monkeypatch.setattr(trainer, "_check_finite", breaks)
+    command = ["digits_noise", "--methods", "stl,equal", "--seeds", "0", *tiny(steps=20), "--out", tmp_path / "out"]
+    assert call("compare", *command) == 2
+    printed = capsys.readouterr()
+    assert "1 of 2 runs broke off." in printed.err
+    assert "stl, seed 0: loss/class is nan at step 20, so training stopped." in printed.err
+    assert {row["method"] for row in rows_of(tmp_path / "out") if row["test_accuracy"]} == {"equal"}
+    assert not (tmp_path / "out" / "stl" / "seed_0" / "result.json").exists()
 
 
 def test_nothing_finished_at_all(copied, capsys):
