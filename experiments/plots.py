@@ -2,6 +2,7 @@
 
     accuracy.png   test accuracy by method, every seed a dot, mean and 95 % interval; auroc.png for runs that select by
                    the AUROC
+    differences.png  the same less that of one method, seed by seed
     training.png   the same metric on validation over training
     weights.png    mean weight of every task over training, a panel per method
     filter.png     the loss filter a method has learned, sigmoid(slope z + offset) (JTDS), a panel per method
@@ -44,19 +45,26 @@ STYLE = {
 }
 
 
-def draw_all(groups: dict[str, list], directory: pathlib.Path) -> list[pathlib.Path]:
+def draw_all(groups: dict[str, list], directory: pathlib.Path, against: str | None = None) -> list[pathlib.Path]:
     """Draws every plot the runs have data for.
 
     Args:
       groups: `{label: runs}`, see `report.by_method`.
       directory: where the files go.
+      against: the label that `differences.png` takes from the others; `None` for no such plot.
 
     Returns:
       The files written.
     """
     written = []
     drawings = {metric: partial(_scores, metric) for metric in METRICS}
-    drawings |= {"training": _training, "weights": _weights, "filter": _filter, "samples": _samples}
+    drawings |= {
+        "differences": partial(_differences, against),
+        "training": _training,
+        "weights": _weights,
+        "filter": _filter,
+        "samples": _samples,
+    }
     with plt.rc_context(STYLE):
         for name, draw in drawings.items():
             path = directory / f"{name}.png"
@@ -154,8 +162,40 @@ def _scores(metric, groups):
     return figure
 
 
-def _curves(axes, runs, name, look, scale=1.0, **options) -> bool:
-    """Mean and range over the runs, at the steps that all have logged; runs without any do not count."""
+def _differences(against, groups):
+    """A line per method: its test metric at the last step less that of `against`, on the seeds that both have."""
+    finished = _finished(groups)
+    if against not in finished:
+        return None
+    metric = finished[against][0].about["metric"]
+    shown = metric_of(metric)
+    reference = {run.about["seed"]: run.result[f"test_{metric}"] for run in finished[against]}
+    found = {}
+    for method, runs in _of_metric(finished, metric).items():
+        pairs = [(run.result[f"test_{metric}"], reference.get(run.about["seed"])) for run in runs]
+        values = shown.scale * np.array([value - other for value, other in pairs if other is not None])
+        if method != against and values.size:
+            found[method] = values
+    if not found:
+        return None
+    figure, axes = plt.subplots(figsize=(4.5, 0.8 + 0.21 * len(found)))
+    for place, (method, values) in enumerate(found.items()):
+        mean, half = mean_and_interval(values)
+        colour = _look(list(groups).index(method))["color"]
+        options = {"fmt": "o", "markersize": 4, "capsize": 2.5, "linewidth": 1.2, "zorder": 3}
+        axes.errorbar(mean, place, xerr=None if np.isnan(half) else half, color=colour, **options)
+        axes.scatter(values, np.full(values.size, place + 0.28), s=7, color=colour, alpha=0.6, linewidths=0)
+    axes.axvline(0.0, color="0.3", linewidth=0.8, zorder=1)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    unit = f" ({'points' if shown.unit == '%' else shown.unit})" * bool(shown.unit)
+    axes.set_xlabel(f"test {shown.label} less that of {against}{unit}: mean, 95 % interval and seeds")
+    return figure
+
+
+def _curves(axes, runs, name, look, scale=1.0, spread=True, **options) -> bool:
+    """Mean, and range if wanted, over the runs, at the steps all have logged; runs without any do not count."""
     logs = [{line["step"]: line[name] for line in run.log if name in line} for run in runs]
     logs = [log for log in logs if log]
     steps = sorted(set.intersection(*map(set, logs))) if logs else []
@@ -164,7 +204,8 @@ def _curves(axes, runs, name, look, scale=1.0, **options) -> bool:
     values = scale * np.array([[log[step] for step in steps] for log in logs])
     marker = "." if len(steps) == 1 else None
     axes.plot(steps, values.mean(0), marker=marker, **{"linewidth": 1.4, **look, **options})
-    axes.fill_between(steps, values.min(0), values.max(0), color=look["color"], alpha=0.15, linewidth=0)
+    if spread:
+        axes.fill_between(steps, values.min(0), values.max(0), color=look["color"], alpha=0.15, linewidth=0)
     return True
 
 
@@ -174,16 +215,19 @@ def _training(groups):
     kinds = [metric for metric in METRICS if _of_metric(logged, metric)]
     if not kinds:
         return None
+    crowded = len(logged) > 8  # ranges on top of each other would hide the means
     figure, grid = plt.subplots(len(kinds), 1, figsize=(4.5, 3.0 * len(kinds)), squeeze=False)
     figure.subplots_adjust(hspace=0.35)
     for axes, metric in zip(grid.flat, kinds, strict=True):
         name = f"validation_{metric}"
         for method, runs in _of_metric(logged, metric).items():
-            _curves(axes, runs, name, _look(list(groups).index(method)), metric_of(metric).scale, label=method)
+            look = _look(list(groups).index(method))
+            _curves(axes, runs, name, look, metric_of(metric).scale, spread=not crowded, label=method)
         axes.set_xlabel("inner updates")
         axes.set_ylabel(axis(name))
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-        options = {"title": "mean and range\nover seeds", "alignment": "left", "ncols": 1 + (len(groups) > 16)}
+        title = "mean over seeds" if crowded else "mean and range\nover seeds"
+        options = {"title": title, "alignment": "left", "ncols": 1 + (len(groups) > 16)}
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), **options)
     return figure
 

@@ -1,24 +1,20 @@
 """Makes the table and the plots of a comparison from the files of its runs, again whenever it is called.
 
-    python -m experiments.report out/digits
+    python -m experiments.report out/digits --against equal
 
 Means are over seeds; the interval is the 95 % confidence interval of the mean, mean +- t(0.975, n - 1) s / sqrt(n).
+Differences are taken seed by seed. The table is printed, and written as table.md.
 """
 
 import csv
 import json
-import math
 import os
 import pathlib
 import sys
 from typing import NamedTuple
 
-import numpy as np
-from rich.table import Table
-
-from experiments import command_line, configs, metrics, plots, records, terminal
+from experiments import command_line, configs, plots, records, summary, terminal
 from experiments.method_labels import order_of
-from experiments.statistics import mean_and_interval
 
 
 class Run(NamedTuple):
@@ -127,45 +123,27 @@ def write_table(runs: list[Run], path: pathlib.Path) -> None:
     os.replace(temporary, path)
 
 
-def summary_table(groups: dict[str, list[Run]], title: str) -> Table:
-    """The comparison for the terminal: a row per method, mean and interval of every result."""
-    results = {method: [run.result for run in group if run.result is not None] for method, group in groups.items()}
-    names = {name for found in results.values() for result in found for name in result}
-    shown = metrics.columns(names, selected_by([run for group in groups.values() for run in group]))
-    table = Table(title=title, title_justify="left")
-    table.add_column("method", overflow="fold")
-    table.add_column("seeds", justify="right")
-    for name in shown:
-        table.add_column(metrics.heading(name), justify="right")
-    for method, found in results.items():
-        cells = []
-        for name in shown:
-            values = [result[name] for result in found if name in result]
-            cells.append(_cell(values, metrics.metric_of(name)))
-        table.add_row(method, str(len(found)), *cells)
-    return table
+def write(directory: pathlib.Path, against: str | None = None) -> None:
+    """Writes `table.csv`, `table.md` and the plots, and shows the table.
 
-
-def _cell(values, metric: metrics.Metric) -> str:
-    if not values:
-        return "-"
-    mean, half = mean_and_interval(np.asarray(values) * metric.scale)
-    return f"{mean:.{metric.digits}f}" + ("" if math.isnan(half) else f" ± {half:.{metric.digits}f}")
-
-
-def write(directory: pathlib.Path) -> None:
-    """Writes `table.csv` and the plots, and shows the table."""
+    Args:
+      directory: folder of the runs.
+      against: label of the method that the differences are to; the first one if `None`.
+    """
     runs = read_runs(directory)
     groups = by_method(runs)
+    against = next(iter(groups)) if against is None and len(groups) > 1 else against
+    found = summary.summarise(groups, selected_by(runs), against)
     write_table(runs, directory / "table.csv")
-    drawn = plots.draw_all(groups, directory)
+    (directory / "table.md").write_text(summary.as_markdown(found))
+    drawn = plots.draw_all(groups, directory, against)
     titles = sorted({f"{run.about['config']}, {run.about['settings']['steps']} steps" for run in runs})
-    terminal.show(summary_table(groups, "; ".join(titles)))
-    terminal.explain([name for run in runs for name in run.result or ()], selected_by(runs))
+    terminal.show(summary.as_table(found, "; ".join(titles)))
+    terminal.explain([name for run in runs for name in run.result or ()], selected_by(runs), against)
     unfinished = [run for run in runs if run.result is None]
     if unfinished:
         terminal.line(f"Not finished: {len(unfinished)} of {len(runs)} runs, such as {unfinished[0].directory}")
-    terminal.show_files("Table", [directory / "table.csv"])
+    terminal.show_files("Table", [directory / "table.csv", directory / "table.md"])
     if drawn:
         terminal.show_files("Plots", drawn)
 
@@ -174,8 +152,11 @@ def main(argv=None) -> int:
     """Runs the command line; bad input ends with one message on standard error and status 2."""
     found = command_line.bare_parser("python -m experiments.report", __doc__)
     found.add_argument("directory", metavar="DIR", type=pathlib.Path, help="what --out was")
+    found.add_argument(
+        "--against", metavar="METHOD", help="what the differences are to (the first method of the table)"
+    )
     arguments = found.parse_args(argv)
-    return command_line.guarded(lambda: write(arguments.directory))
+    return command_line.guarded(lambda: write(arguments.directory, arguments.against))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """What people see in the terminal: progress bars and tables, drawn by rich."""
 
 import contextlib
+import os
 import pathlib
+import sys
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -53,8 +55,9 @@ def progress():
 
 
 def show(table: Table) -> None:
-    """Prints a table on standard output."""
-    Console().print(table)
+    """Prints a table on standard output, 120 columns wide in a file or a pipe."""
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    Console(width=wide).print(table)
 
 
 def line(text: str) -> None:
@@ -62,8 +65,14 @@ def line(text: str) -> None:
     Console().print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def explain(results, metrics) -> None:
-    """Says what the columns of a comparison are, for those of them that are among `results`; `metrics`: selected by."""
+def explain(results, metrics, against) -> None:
+    """Says what the columns of a comparison are, for those of them that are among `results`.
+
+    Args:
+      results: names of the results.
+      metrics: what the runs select by.
+      against: the method that differences are to, or `None`.
+    """
     line("Means over seeds ± half a 95 % confidence interval.")
     results = set(results)
     if any(name.startswith("test_") for name in results):
@@ -71,6 +80,8 @@ def explain(results, metrics) -> None:
     if any(name.startswith("selected_test_") for name in results):
         by = " or ".join(metric_of(metric).label for metric in metrics)
         line(f"  at best validation: on the test set, at the step with the best {by} on validation")
+    if against is not None:
+        line("  difference: at the last step, the mean of the differences seed by seed")
     if "corrupted_auroc" in results:
         line("  corrupted AUROC: how well low weights tell wrong labels (0.5: not at all, 1: perfectly)")
 

@@ -12,7 +12,16 @@ from tests.experiments.commands import call, read, refused, tiny
 
 METHODS = ("stl", "equal+dev", "jtds")
 COMMAND = ["digits_noise", "--methods", ",".join(METHODS), "--seeds", "0,1", *tiny(steps=50)]
-FILES = ["table.csv", "accuracy.png", "training.png", "weights.png", "filter.png", "samples.png"]
+FILES = [
+    "table.csv",
+    "table.md",
+    "accuracy.png",
+    "differences.png",
+    "training.png",
+    "weights.png",
+    "filter.png",
+    "samples.png",
+]
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
