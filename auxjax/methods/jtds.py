@@ -127,18 +127,34 @@ def _init(options, context, state, batch, key):
 
 
 def _weights_of(options, context, schedule, out):
+    """`{task: [n_task]}`. Tasks of one shape and dtype are weighed together, as a matrix and not one by one."""
+    shared = not isinstance(out.features, Mapping)
+    alike = {}
+    for task in schedule:
+        losses, features = out.values[task], _features_of(out, task)
+        key = (losses.shape, losses.dtype, features.shape, features.dtype, base.mask_of(out, task) is None)
+        alike.setdefault(key, []).append(task)
     weights = {} if options.schedule_primary else {context.model.primary: 1.0}
-    for task, part in schedule.items():
-        losses = out.values[task].astype(part.importance.dtype)
-        features = _features_of(out, task).astype(part.importance.dtype)
-        mask = base.mask_of(out, task)
-        if mask is not None:  # what is not labelled may be NaN, and 0 times NaN is NaN in the scheduler's gradient
-            losses = jnp.where(mask, losses, jnp.zeros_like(losses))
-            features = jnp.where(mask[:, None], features, jnp.zeros_like(features))
-        filtered = standardised(losses, mask) if options.standardise else losses
-        believed = jax.nn.sigmoid(part.slope * filtered + part.offset)
-        weights[task] = options.squash(part.importance) * options.squash(features @ part.prototype) * believed
+    for tasks in alike.values():
+        parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(schedule[task] for task in tasks))
+        losses = jnp.stack([out.values[task] for task in tasks])
+        features = out.features if shared else jnp.stack([_features_of(out, task) for task in tasks])
+        masks = [base.mask_of(out, task) for task in tasks]
+        masks = None if masks[0] is None else jnp.stack(masks)
+        weigh = jax.vmap(partial(_weigh, options), in_axes=(0, 0, None if shared else 0, None if masks is None else 0))
+        weights |= base.by_task(tasks, weigh(parts, losses, features, masks))
     return weights
+
+
+def _weigh(options, part, losses, features, mask):
+    """One task's weights, `[n]`."""
+    losses, features = losses.astype(part.importance.dtype), features.astype(part.importance.dtype)
+    if mask is not None:  # what is not labelled may be NaN, and 0 times NaN is NaN in the scheduler's gradient
+        losses = jnp.where(mask, losses, jnp.zeros_like(losses))
+        features = jnp.where(mask[:, None], features, jnp.zeros_like(features))
+    filtered = standardised(losses, mask) if options.standardise else losses
+    believed = jax.nn.sigmoid(part.slope * filtered + part.offset)
+    return options.squash(part.importance) * options.squash(features @ part.prototype) * believed
 
 
 def _problem(options, context, model_state, key) -> BilevelProblem:
