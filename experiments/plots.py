@@ -169,10 +169,10 @@ def _differences(against, groups):
         return None
     metric = finished[against][0].about["metric"]
     shown = metric_of(metric)
-    reference = {run.about["seed"]: run.result[f"test_{metric}"] for run in finished[against]}
+    reference = {_place(run): run.result[f"test_{metric}"] for run in finished[against]}
     found = {}
     for method, runs in _of_metric(finished, metric).items():
-        pairs = [(run.result[f"test_{metric}"], reference.get(run.about["seed"])) for run in runs]
+        pairs = [(run.result[f"test_{metric}"], reference.get(_place(run))) for run in runs]
         values = shown.scale * np.array([value - other for value, other in pairs if other is not None])
         if method != against and values.size:
             found[method] = values
@@ -192,6 +192,10 @@ def _differences(against, groups):
     unit = f" ({'points' if shown.unit == '%' else shown.unit})" * bool(shown.unit)
     axes.set_xlabel(f"test {shown.label} less that of {against}{unit}: mean, 95 % interval and seeds")
     return figure
+
+
+def _place(run) -> tuple:
+    return run.about["config"], run.about["seed"]
 
 
 def _curves(axes, runs, name, look, scale=1.0, spread=True, **options) -> bool:

@@ -32,8 +32,8 @@ def summarise(groups: dict[str, list], selected_by: list[str], against: str | No
     Args:
       groups: `{label: runs}`, see `report.by_method`.
       selected_by: the metrics the runs choose their best step by.
-      against: the label whose results are taken from the others' of the same seeds, in the first metric at the last
-        step; `None` for no such column.
+      against: the label whose results are taken from the others' of the same config and seeds, in the first metric
+        at the last step; `None` for no such column.
 
     Raises:
       ValueError: there is no such label.
@@ -41,7 +41,7 @@ def summarise(groups: dict[str, list], selected_by: list[str], against: str | No
     if against is not None and against not in groups:
         raise ValueError(f"--against {against}: there are no runs of it. There are runs of {', '.join(groups)}.")
     results = {
-        method: {run.about["seed"]: run.result for run in group if run.result is not None}
+        method: {(run.about["config"], run.about["seed"]): run.result for run in group if run.result is not None}
         for method, group in groups.items()
     }
     shown = metrics.columns({name for of in results.values() for one in of.values() for name in one}, selected_by)
@@ -52,7 +52,7 @@ def summarise(groups: dict[str, list], selected_by: list[str], against: str | No
     for method, found in results.items():
         cells = [_cell([one[name] for one in found.values() if name in one], name) for name in shown]
         if against is not None and shown:
-            pairs = [(one, results[against].get(seed)) for seed, one in found.items()]
+            pairs = [(one, results[against].get(place)) for place, one in found.items()]
             both = [one[shown[0]] - other[shown[0]] for one, other in pairs if other and shown[0] in {*one} & {*other}]
             cells.append("" if method == against else _cell(both, shown[0], sign="+"))
         rows.append((method, len(found), cells))

@@ -43,7 +43,7 @@ def finite_difference(optimizer, *, epsilon: float = 0.01, opt_state=None, rtol:
 
     Raises:
       TypeError, ValueError: an option of the wrong type or out of range; an `opt_state` of another optimiser, or a
-        problem with an update field (from the estimator).
+        problem with an update field or with params in half precision (from the estimator).
 
     Reference: Liu, Simonyan, Yang, 2019, DARTS: Differentiable Architecture Search, ICLR, equation 8.
     """
@@ -60,6 +60,7 @@ def finite_difference(optimizer, *, epsilon: float = 0.01, opt_state=None, rtol:
                 "inner loss. Use one_step, which takes the same derivative of a field exactly."
             )
         inner_step.check_arguments("finite_difference estimator", level, key, init)
+        _check_precision(level.theta, epsilon)
         field = inner_step.field_values(problem, level, level.theta, level.meta, inner_batch)
         outer, u = inner_step.look_ahead("finite_difference", problem, level, optimizer, opt_state, field, outer_batch)
         curvature, through = _difference(problem, level, inner_batch, u, epsilon)
@@ -69,6 +70,15 @@ def finite_difference(optimizer, *, epsilon: float = 0.01, opt_state=None, rtol:
         return problems.conclude(level, outer, through, field, u, report)
 
     return estimator
+
+
+def _check_precision(theta, epsilon) -> None:
+    half = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(theta) if leaf.dtype.itemsize < 4})
+    if half:
+        raise ValueError(
+            f"finite_difference moves the params by {epsilon} in all, which {half[0]} rounds away. Use one_step (in "
+            "auto_lambda form='exact'), or params in float32 that the model casts itself."
+        )
 
 
 def _difference(problem, level, batch, u, epsilon):

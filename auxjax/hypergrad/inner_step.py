@@ -78,8 +78,9 @@ def look_ahead(where, problem, level, optimizer, opt_state, field, outer_batch):
     `u = -(dU/dg)^T v`, v the outer gradient in `params` at `theta + U(g)`; `u = step_size v` for a plain step
 
     Adam's root has no derivative at 0, where a parameter stands that never had a gradient (one behind a dead unit), or
-    none whose square is above the smallest number of its dtype. Its entry of u is then 0, as if the optimiser did not
-    move it, which is what it does.
+    none whose square is above the smallest number of its dtype. Its entry of u is then taken as 0: the optimiser does
+    not move it, though an infinitely small gradient would make it. (So it is, too, with an optimiser that clips by the
+    global norm where all gradients are 0.)
 
     Args:
       field: the lower level's field at `level.theta`, not reduced yet.
@@ -92,12 +93,12 @@ def look_ahead(where, problem, level, optimizer, opt_state, field, outer_batch):
     ahead, pull = jax.vjp(lambda g: advance(optimizer, theta, opt_state, g)[0], field)
     outer = problems.outer_gradients(problem, level._replace(theta=ahead), outer_batch)
 
-    def without_dead(pulled, g):
-        limits = jnp.finfo(g.dtype)
-        dead = jnp.square(g) <= limits.tiny / limits.eps
+    def without_dead(pulled, g, v):
+        # 1e4: what averages of squares multiply a new one with, 1 - b2, is above 1e-4.
+        dead = (jnp.square(g) <= 1e4 * float(jnp.finfo(g.dtype).tiny)) & jnp.isfinite(v)
         return jnp.where(dead & ~jnp.isfinite(pulled), jnp.zeros_like(pulled), -pulled)
 
-    return outer, jax.tree.map(without_dead, pull(outer.v)[0], field)
+    return outer, jax.tree.map(without_dead, pull(outer.v)[0], field, outer.v)
 
 
 def check_arguments(where: str, level: problems.Level, key, init) -> None:

@@ -25,7 +25,7 @@ def one_step(optimizer, *, opt_state=None, rtol: float = 1e-3):
 
     Args:
       optimizer: a step size (a number or a scalar array), or an optax transformation, whose update is differentiated
-        in the gradient. Adam's has a NaN derivative where a gradient is exactly 0, unless `eps_root > 0`.
+        in the gradient. Adam's has no derivative where a gradient is 0, unless `eps_root > 0`; that part is 0 then.
       opt_state: the optimiser's real state at `params`, so that the look-ahead is the step that training would take;
         `None` for a fresh one. It is held fixed. To look ahead from the state of a training step, call the factory
         inside that step.

@@ -57,8 +57,9 @@ def adaloss(
     options = _Options(form == "normalised", decay, shift, epsilon)
 
     def weights(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(_weights_of(options, context, sorted(out.values), state.method), out)
+        out = base.evaluate(context.model, state.params, state.model_state, batch, key)
+        observed = _observe(options, context, state.method, out)
+        return base.constant_weights(_weights_of(options, context, sorted(out.values), observed), out)
 
     return base.Method(partial(_init, options), partial(_inner, options), weights=weights)
 

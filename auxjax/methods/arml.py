@@ -182,6 +182,8 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
     if options.two_stage:
         # Once sampling has ended nothing moves any more.
         new = _choose(previous.sampling, _end_sampling(options, new), previous)
+    # A batch without a primary label has no primary gradient to match: the weights would make the others cancel out.
+    new = _choose(base.labelled_in_batch(context, state, inner_batch, key)[0], new, previous)
     metrics = {"score_divergence": divergence, "sampling": new.sampling.astype(jnp.float32)}
     return state._replace(method=new), metrics
 

@@ -34,7 +34,7 @@ def auto_lambda(
       form: "finite_difference", the paper's, or "exact", which differentiates the look-ahead step itself.
       epsilon: length of the displacement of the finite difference.
       initial: all weights at the start, the primary task's too. The paper's 0.1 divides the effective learning rate by
-        about ten at first; Adam as the inner optimiser does not feel it.
+        about ten at first; Adam as the inner optimiser does not feel it. Not 0, where nothing has a gradient.
 
     Returns:
       A `Method`, whose outer variables are `{task: scalar}`. Inner update: one joint gradient. Outer update: three
@@ -42,12 +42,15 @@ def auto_lambda(
       not held-out data; pass it as `outer_batch`.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      ValueError: an impossible option; no auxiliary task (when the state is made); params in half precision with
+        finite differences (from the outer update).
     """
     if form not in ("finite_difference", "exact"):
         raise ValueError(f"auto_lambda(form={form!r}): wanted 'finite_difference' or 'exact'.")
-    if not 0 < epsilon < float("inf") or not -float("inf") < initial < float("inf"):
-        raise ValueError(f"auto_lambda(epsilon={epsilon}, initial={initial}): wanted epsilon > 0, both finite.")
+    if not 0 < epsilon < float("inf") or not -float("inf") < initial < float("inf") or initial == 0:
+        raise ValueError(
+            f"auto_lambda(epsilon={epsilon}, initial={initial}): wanted finite numbers, epsilon > 0 and initial not 0."
+        )
     optimizer = optax.adam(1e-4) if outer_optimizer is None else outer_optimizer
     options = _Options(optimizer, form == "exact", epsilon, initial)
 

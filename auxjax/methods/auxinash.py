@@ -62,7 +62,8 @@ def auxinash(
     Returns:
       A `Method`. Inner update: a joint gradient and, with `refresh="inner"`, the Gram matrix, 1 + K reverse and as many
       forward-mode passes. Outer update: the Gram matrix, and what the hypergradient costs. The paper takes another
-      training batch for the outer loss and not held-out data; pass it as `outer_batch`.
+      training batch for the outer loss and not held-out data; pass it as `outer_batch`. A task without a label in the
+      batch of an outer update keeps its weight.
 
     Raises:
       ValueError: an impossible option; no auxiliary task (when the state is made).
@@ -118,7 +119,9 @@ def _init(options, context, state, batch, key):
     gram = _gram(options, context, state, batch, key).astype(powers.dtype)
     problem = _problem(context, state.model_state, gram, key)
     outer = outer_level.init_outer(options.level, problem, state.params, powers, batch, key)
-    return AuxinashState(outer, bargaining_weights(gram, powers))
+    seen, weights = base.labelled_in_batch(context, state, batch, key), bargaining_weights(gram, powers)
+    usual = jnp.sum(weights) / jnp.maximum(jnp.sum(seen, dtype=weights.dtype), 1.0)
+    return AuxinashState(outer, jnp.where(seen, weights, usual))
 
 
 def _inner(options, context, state, batch, key):
@@ -143,5 +146,7 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
     outer, metrics = outer_level.update_outer(options.level, *point, project=project)
     out = base.loss_shapes(context, state, inner_batch, key)
     metrics |= {f"power/{task}": power for task, power in _named(context, outer.meta, out).items()}
-    weights = bargaining_weights(gram, outer.meta)
+    # Used until the next outer update, so not those of a task that this batch has no label of, which are 0.
+    seen = base.labelled_in_batch(context, state, inner_batch, key)
+    weights = jnp.where(seen, bargaining_weights(gram, outer.meta), previous.weights)
     return state._replace(method=AuxinashState(outer, weights)), metrics

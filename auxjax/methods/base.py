@@ -25,6 +25,7 @@ import optax
 
 from auxjax.losses import masked_means, weighted_loss
 from auxjax.partition import mask_by_path
+from auxjax.precision import accumulation_dtype
 from auxjax.training.state import TrainState
 
 
@@ -123,7 +124,8 @@ def evaluate(model: TaskModel, params, model_state, batch, key) -> TaskLosses:
 
     Raises:
       TypeError: not a `TaskLosses`.
-      ValueError: no primary task, a loss that is not one number per example, masks or features that do not fit.
+      ValueError: no primary task, a loss that is not one number per example, masks that do not fit. (Features are
+        checked by the methods that look at them.)
     """
     arguments = (params, batch, key) if model_state is None else (params, batch, key, model_state)
     out = model.losses(*arguments)
@@ -153,7 +155,14 @@ def _check_losses(out, primary: str) -> None:
             )
         if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise ValueError(f"TaskLosses.values[{task!r}] has dtype {jnp.result_type(value)}; losses are floating.")
+    if out.masks is not None and not isinstance(out.masks, Mapping):
+        raise TypeError(
+            f"TaskLosses.masks is a {type(out.masks).__name__}; wanted a dict {{task: bool [n_task]}}, or None where "
+            "everything is labelled."
+        )
     for task, mask in (out.masks or {}).items():
+        if mask is None and task in out.values:
+            continue
         if task not in out.values:
             raise ValueError(f"TaskLosses.masks has the task {task!r}; the losses have {sorted(out.values)}.")
         if jnp.shape(mask) != jnp.shape(out.values[task]) or jnp.result_type(mask) != jnp.bool_:
@@ -184,6 +193,24 @@ def labelled(context: Context, out: TaskLosses, tasks: Sequence[str]) -> jax.Arr
     """Bool `[len(tasks)]`: for which of the tasks the batch, of any replica, has a label."""
     share = masked_means({task: jnp.ones(out.values[task].shape, jnp.float32) for task in tasks}, out.masks)
     return context.reduce(share) > 0
+
+
+def labelled_in_batch(context: Context, state: TrainState, batch, key) -> jax.Array:
+    """`labelled` of a batch that is not evaluated yet, `[K + 1]` in the order of `loss_vector`."""
+    out = evaluate(context.model, state.params, state.model_state, batch, key)
+    return labelled(context, out, (context.model.primary, *auxiliary_tasks(out, context.model.primary)))
+
+
+def keep_unseen(seen: jax.Array, new, old):
+    """The state of an optimiser of `[tasks]` weights: `new` for tasks that were seen, `old` for the others.
+
+    Without it momentum would go on moving what a batch without labels has nothing to say about.
+    """
+
+    def choose(after, before):
+        return jnp.where(seen, after, before) if jnp.shape(after) == seen.shape else after
+
+    return jax.tree.map(choose, new, old)
 
 
 def mask_of(out: TaskLosses, task: str):
@@ -285,7 +312,9 @@ def loss_metrics(out: TaskLosses, weights: Mapping[str, jax.Array]) -> dict[str,
 
 def constant_weights(weights: Mapping[str, jax.Array], out: TaskLosses) -> dict[str, jax.Array]:
     """`{task: [n_task]}` from scalar weights, 0 for tasks without one: what `Method.weights` returns."""
-    return {
-        task: jnp.broadcast_to(jnp.asarray(weights.get(task, 0.0), value.dtype), value.shape)
-        for task, value in out.values.items()
-    }
+    found = {}
+    for task, value in out.values.items():
+        weight = weights.get(task, 0.0)
+        # Not in the losses' dtype: half precision has no room for a weight of 1.003, or of a million.
+        found[task] = jnp.broadcast_to(jnp.asarray(weight).astype(accumulation_dtype(value, weight)), value.shape)
+    return found

@@ -110,7 +110,7 @@ def _gates(options, tasks, modules) -> jax.Array:
     if options.gate:
         return (products[:, 1:] >= 0).astype(products.dtype)
     squares = squared_norms(tasks, modules=modules, chunk=options.chunk)
-    scale = jnp.sqrt(squares[:, :1] * squares[:, 1:])
+    scale = jnp.sqrt(squares[:, :1]) * jnp.sqrt(squares[:, 1:])  # the product of the squares would leave float32
     # A task without a gradient has no direction; whatever its weight, it changes nothing.
     cosines = jnp.where(scale > 0, products[:, 1:].astype(scale.dtype) / jnp.where(scale > 0, scale, 1.0), 0.0)
     return jnp.maximum(cosines, 0.0)

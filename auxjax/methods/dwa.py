@@ -45,7 +45,7 @@ def dwa(*, window: int = 100, temperature: float = 2.0) -> base.Method:
     Returns:
       A `Method` without an outer level. Cost: one gradient of the joint loss. All weights are 1 in the first two
       windows, and a task whose last means are not both positive (unlabelled so far, or a loss that goes negative)
-      has the ratio 1.
+      has the ratio 1. A window without a label of a task leaves its ratio as it is.
 
     Raises:
       ValueError: an impossible option; no auxiliary task (when the state is made).
@@ -99,6 +99,6 @@ def _observe(window, context, previous, out) -> DwaState:
         sums=jnp.where(full, jnp.zeros_like(total), total),
         counts=jnp.where(full, jnp.zeros_like(count), count),
         last=jnp.where(full & (count > 0), mean, previous.last),
-        ratios=jnp.where(full, ratio, previous.ratios),
+        ratios=jnp.where(full & (count > 0), ratio, previous.ratios),
         updates=updates,
     )

@@ -64,7 +64,8 @@ def gradnorm(
     Returns:
       A `Method`. Inner update: one gradient of the joint loss. Outer update: the norms, one reverse pass per task down
       to `layer`. It uses the inner batch and ignores the outer one. Losses must be positive for r_k to mean anything;
-      a loss that is not, or starts at 0, gets r_k = 1.
+      a task whose loss is not, or starts at 0, is left out of their mean and gets r_k = 1. A task without a label in
+      the batch keeps its weight, and the others are balanced among themselves.
 
     Raises:
       ValueError: an impossible option; no auxiliary task (when the state is made).
@@ -120,23 +121,35 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
     norms = jnp.sqrt(squared_norms(tasks, chunk=options.chunk)).astype(dtype)
     now = tasks.losses.astype(dtype)
     first = jnp.where(previous.first == 0, now, previous.first)
-    weights, metrics, opt_state = _balance(options, previous, norms, now, first)
+    seen = base.labelled_in_batch(context, state, inner_batch, key)
+    weights, metrics, opt_state = _balance(options, previous, norms, now, first, seen)
     names = list(_weights_of(context, weights, base.loss_shapes(context, state, inner_batch, key)))
     metrics |= {f"gradient_norm/{name}": norm for name, norm in zip(names, norms, strict=True)}
     return state._replace(method=GradnormState(weights, opt_state, first)), metrics
 
 
-def _balance(options, previous, norms, now, first):
+def _balance(options, previous, norms, now, first, seen):
     """One step on the weights: `(weights, metrics, opt_state)`."""
     balanced = slice(0 if options.weigh_primary else 1, None)
-    usable = (first > 0) & (now > 0)
-    progress = jnp.where(usable, now / jnp.where(usable, first, jnp.ones_like(first)), jnp.ones_like(now))[balanced]
-    rates = progress / jnp.mean(progress)
+    there = seen[balanced]
+    usable = (there & (first > 0)[balanced] & (now > 0)[balanced]).astype(norms.dtype)
+    progress = jnp.where(usable > 0, now[balanced] / jnp.where(usable > 0, first[balanced], 1.0), 0.0)
+    rates = jnp.where(usable > 0, progress / jnp.where(usable > 0, _mean(progress, usable), 1.0), 1.0)
     scaled = (previous.weights * norms)[balanced]
-    targets = jnp.mean(scaled) * rates**options.asymmetry
-    # d/dw_k |w_k n_k - target_k|; a task without a gradient in this batch is left alone.
-    slopes = jnp.zeros_like(norms).at[balanced].set(norms[balanced] * jnp.sign(scaled - targets))
+    targets = _mean(scaled, there.astype(norms.dtype)) * rates**options.asymmetry
+    # d/dw_k |w_k n_k - target_k|
+    differences = jnp.where(there, scaled - targets, 0.0)
+    slopes = jnp.zeros_like(norms).at[balanced].set(norms[balanced] * jnp.sign(differences))
     updates, opt_state = options.optimizer.update(slopes, previous.opt_state, previous.weights)
+    opt_state = base.keep_unseen(seen, opt_state, previous.opt_state)
+    before = previous.weights[balanced]
     moved = jnp.maximum(optax.apply_updates(previous.weights, updates)[balanced], options.smallest)
-    weights = previous.weights.at[balanced].set(moved * len(moved) / jnp.sum(moved))
-    return weights, {"gradnorm_loss": jnp.sum(jnp.abs(scaled - targets))}, opt_state
+    # The weights sum to the number of tasks; those without a label keep theirs.
+    left = len(before) - jnp.sum(jnp.where(there, 0.0, before))
+    total = jnp.sum(jnp.where(there, moved, 0.0))
+    after = jnp.where(there, moved * left / jnp.where(total > 0, total, 1.0), before)
+    return previous.weights.at[balanced].set(after), {"gradnorm_loss": jnp.sum(jnp.abs(differences))}, opt_state
+
+
+def _mean(values, counted):
+    return jnp.sum(values * counted) / jnp.maximum(jnp.sum(counted), 1.0)

@@ -202,6 +202,9 @@ def standardised(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
     labelled = jnp.ones(losses.shape, bool) if mask is None else mask
     safe = jnp.where(labelled, losses, jnp.zeros((), losses.dtype))
     centred = jnp.where(labelled, safe - masked_mean(safe, labelled), jnp.zeros((), losses.dtype))
+    # First to a size of 1, held fixed: losses that are learnt by heart would be lost beside the 1e-12.
+    peak = jax.lax.stop_gradient(jnp.max(jnp.abs(centred)))
+    centred = centred / jnp.where(peak > 0, peak, jnp.ones_like(peak))
     # Under the root: its derivative at 0 is finite, so equal losses do not make NaN in the exact Jacobian.
     return centred * jax.lax.rsqrt(masked_mean(centred**2, labelled) + 1e-12)
 

@@ -105,7 +105,16 @@ class _Options(NamedTuple):
     def ids_of(self, batch, tasks) -> dict[str, jax.Array]:
         """`{task: int [n_task]}`."""
         found = self.ids(batch)
-        return {task: found[task] if isinstance(found, Mapping) else found for task in tasks}
+        if isinstance(found, Mapping) and set(tasks) - set(found):
+            missing = min(set(tasks) - set(found))
+            raise ValueError(f"n_jtds(ids=) gives no ids for task {missing!r}; it gives some for {sorted(found)}.")
+        ids = {task: found[task] if isinstance(found, Mapping) else found for task in tasks}
+        # Beyond the table, not at its end: a negative id is no example, either.
+        return {task: jnp.where(jnp.asarray(at) < 0, self.size(task), at) for task, at in ids.items()}
+
+    def size(self, task) -> int:
+        """Rows of a task's table."""
+        return self.num_examples[task] if isinstance(self.num_examples, Mapping) else self.num_examples
 
 
 def _init(options, context, state, batch, key):
@@ -115,10 +124,14 @@ def _init(options, context, state, batch, key):
         )
     out = base.loss_shapes(context, state, batch, key)
     tasks = sorted(out.values) if options.schedule_primary else base.auxiliary_or_raise("n_jtds", context, out)
+    if isinstance(options.num_examples, Mapping) and set(tasks) - set(options.num_examples):
+        missing, known = min(set(tasks) - set(options.num_examples)), sorted(options.num_examples)
+        raise ValueError(f"n_jtds(num_examples=) has no number for task {missing!r}; it has some for {known}.")
     table = {}
     for index, task in enumerate(tasks):
-        size = options.num_examples[task] if isinstance(options.num_examples, Mapping) else options.num_examples
-        noise = jax.random.normal(jax.random.fold_in(key, index), (size,), accumulation_dtype(out.values[task]))
+        noise = jax.random.normal(
+            jax.random.fold_in(key, index), (options.size(task),), accumulation_dtype(out.values[task])
+        )
         table[task] = options.start + options.spread * noise
     ids = options.ids_of(batch, tasks)
     for task in tasks:

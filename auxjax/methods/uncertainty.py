@@ -120,9 +120,12 @@ def _inner(options, context, state, batch, key):
     grads, out, _ = base.weighted_gradient(context, state, batch, key, lambda out: all_weights)
     means = context.reduce(base.mean_losses(out, tasks)).astype(variances.dtype)
     # d/ds (c exp(-s) L + s / 2), without the second term's pull where there is nothing to weigh.
-    slopes = jnp.where(base.labelled(context, out, tasks), 0.5 - weights * means, 0.0)
+    seen = base.labelled(context, out, tasks)
+    slopes = jnp.where(seen, 0.5 - weights * means, 0.0)
     updates, opt_state = options.optimizer.update(slopes, state.method.opt_state, variances)
+    opt_state = base.keep_unseen(seen, opt_state, state.method.opt_state)
     moved = jnp.maximum(optax.apply_updates(variances, updates), options.smallest)
+    moved = jnp.where(seen, moved, variances)
     metrics = base.loss_metrics(out, all_weights)
     metrics |= {f"log_variance/{task}": s for task, s in base.by_task(tasks, moved).items()}
     return base.descend(context, state, grads, out.state)._replace(method=UncertaintyState(moved, opt_state)), metrics

@@ -41,7 +41,7 @@ def make_step(
         init(key, params, batch, model_state=None)         -> TrainState
         step(state, inner_batch, outer_batch=None)         -> (TrainState, metrics)
 
-    `init` takes one inner batch (or, with `draw_inner`, the data it draws from) to learn the tasks' names and shapes.
+    `init` takes what `step` will take as `inner_batch`, to learn the tasks' names and shapes.
     One call of `step` is `inner_steps` inner updates and, where the method has an outer level, one outer update. Each
     update uses `fold_in(state.key, state.step)`, so a run is a function of its initial state and its batches alone.
 
@@ -130,8 +130,19 @@ def _pick(plan, batch, index, key):
     if plan.draw_inner is not None:
         batch = plan.draw_inner(batch, key)
     elif plan.inner_steps > 1:
+        _check_stacked(plan.inner_steps, batch)
         batch = jax.tree.map(lambda leaf: leaf[index], batch)
     return _place(plan, batch)
+
+
+def _check_stacked(inner_steps, batch) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != inner_steps:
+            raise ValueError(
+                f"inner_batch{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}; make_step(inner_steps="
+                f"{inner_steps}) without draw_inner wants a leading axis of {inner_steps}, a batch per inner update, "
+                "in init as in step. Stack the batches, or give draw_inner."
+            )
 
 
 def _place(plan, batch):

@@ -13,7 +13,12 @@ ACCURACIES = {"stl": {0: 0.5, 1: 0.6, 2: 0.7}, "equal": {0: 0.55, 1: 0.7, 2: 0.8
 
 def runs(accuracies=ACCURACIES):
     def run(seed, value):
-        return Run(None, {"seed": seed, "metric": "accuracy"}, [], None if value is None else {"test_accuracy": value})
+        return Run(
+            None,
+            {"config": "c", "seed": seed, "metric": "accuracy"},
+            [],
+            None if value is None else {"test_accuracy": value},
+        )
 
     return {method: [run(seed, value) for seed, value in of.items()] for method, of in accuracies.items()}
 
@@ -42,3 +47,9 @@ def test_an_unknown_reference_is_named():
         ValueError, match=r"--against uncertainty: there are no runs of it\. There are runs of stl, equal"
     ):
         summarise(runs(), ["accuracy"], "uncertainty")
+
+
+def test_runs_of_other_configs_are_not_compared():
+    other = Run(None, {"config": "other", "seed": 0, "metric": "accuracy"}, [], {"test_accuracy": 0.9})
+    found = summarise({**runs(), "stl (other)": [other]}, ["accuracy"], "stl")
+    assert found.rows[-1] == ("stl (other)", 1, ["90.0", "-"])

@@ -134,3 +134,10 @@ def test_what_does_not_fit_is_refused():
         run(finite_difference(0.1, opt_state=optax.sgd(0.1, momentum=0.9).init(point.params)), point)
     with pytest.raises(TypeError, match="typed PRNG key"):
         run(finite_difference(0.1), point, key=jnp.zeros(2, jnp.uint32))
+
+
+def test_half_precision_is_refused():
+    point = curved()
+    half = point._replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), point.params))
+    with pytest.raises(ValueError, match=r"bfloat16 rounds away\. Use one_step"):
+        run(finite_difference(0.4), half)

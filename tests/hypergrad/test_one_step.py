@@ -196,3 +196,12 @@ def test_what_does_not_fit_is_refused():
         run(one_step(0.1), point, key=jnp.zeros(2, jnp.uint32))
     with pytest.raises(ValueError, match="init"):
         run(one_step(0.1), point, init={"kernel": jnp.zeros((2, 2))})
+
+
+def test_a_broken_outer_gradient_is_not_hidden_where_the_gradient_is_zero():
+    problem = BilevelProblem(
+        inner=lambda w, m, batch: 0.5 * m * w[0] ** 2 + 0.0 * w[1],
+        outer=lambda w, m, batch: w[0] + jnp.sqrt(w[1] - 5.0),
+    )
+    _, info = one_step(optax.sgd(0.1))(problem, jnp.ones(2), jnp.array(1.0), None, None)
+    assert np.isnan(info.solution[1])

@@ -78,3 +78,14 @@ def test_a_task_without_labels_keeps_its_mean():
 def test_mistakes_are_named(options, piece):
     with pytest.raises(ValueError, match=piece):
         state_of(linear_model(), LinearTasks.make(0), method=auxjax.methods.get("adaloss", **options))
+
+
+def test_the_weights_shown_are_those_an_update_on_the_batch_would_use():
+    problem = LinearTasks.make(0, num_tasks=3)
+    method = auxjax.methods.get("adaloss", decay=0.0)
+    context, state = state_of(linear_model(), problem, method=method)
+    other = LinearTasks.make(1, num_tasks=3)
+    shown = method.weights(context, state, other.batch, KEY)
+    _, metrics = method.inner(context, state, other.batch, KEY)
+    for task, weight in shown.items():
+        np.testing.assert_allclose(weight, metrics[f"weight/{task}"], rtol=1e-12)

@@ -253,3 +253,15 @@ def test_step_size_and_temperature_may_be_swept():
     swept = jax.vmap(run)(sizes, temperatures)
     for found, step_size, temperature in zip(swept, sizes, temperatures, strict=True):
         np.testing.assert_allclose(found, run(float(step_size), float(temperature)), rtol=1e-12)
+
+
+def test_a_batch_without_a_primary_label_moves_no_weight(ordinary_promotion):
+    """There is no primary gradient to match; what cancels out would be favoured."""
+    problem = LinearTasks.make(0, num_tasks=3, masked=True)
+    method = auxjax.methods.get("arml")
+    context, state = state_of(linear_model(masked=True), problem, method=method)
+    before, _ = method.outer(context, state, problem.batch, None, KEY)
+    problem.batch["mask"]["primary"] = jnp.zeros(8, bool)
+    after, _ = method.outer(context, before, problem.batch, None, KEY)
+    jax.tree.map(np.testing.assert_array_equal, after.method, before.method)
+    assert np.ptp(before.method.weights) > 0

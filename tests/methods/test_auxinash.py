@@ -94,3 +94,16 @@ def test_jit_changes_nothing():
     plain, _ = method.inner(context, state, problem.batch, KEY)
     compiled, _ = jax.jit(lambda s: method.inner(context, s, problem.batch, KEY))(state)
     np.testing.assert_allclose(plain.params["w"], jnp.asarray(compiled.params["w"]), rtol=1e-10)
+
+
+def test_outer_refresh_keeps_the_weight_of_a_task_without_a_label():
+    problem = LinearTasks.make(0, num_tasks=3, masked=True)
+    method = auxjax.methods.get("auxinash", refresh="outer")
+    context, state = state_of(linear_model(masked=True), problem, method=method)
+    kept = np.array(state.method.weights)
+    problem.batch["mask"]["primary"] = jnp.zeros(8, bool)
+    new, _ = method.outer(context, state, problem.batch, LinearTasks.make(1, num_tasks=3, masked=True).batch, KEY)
+    assert new.method.weights[0] == kept[0] > 0
+    assert np.all(new.method.weights[1:] != kept[1:])
+    _, fresh = state_of(linear_model(masked=True), problem, method=method)
+    np.testing.assert_allclose(fresh.method.weights[0], np.mean(fresh.method.weights[1:]), rtol=1e-12)

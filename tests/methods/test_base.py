@@ -116,3 +116,17 @@ def test_equal_with_zero_weight_is_single_task_training():
 def test_equal_refuses_impossible_options(options, message):
     with pytest.raises(ValueError, match=message):
         auxjax.methods.get("equal", **options)
+
+
+def test_weights_are_shown_in_single_precision_whatever_the_losses_are():
+    out = base.TaskLosses({"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(3, jnp.float16)})
+    found = base.constant_weights({"a": 1.003, "b": jnp.float32(1e6)}, out)
+    assert {weight.dtype for weight in found.values()} == {jnp.dtype("float32")}
+    np.testing.assert_allclose([found["a"][0], found["b"][0]], [1.003, 1e6], rtol=1e-7)
+    assert base.loss_metrics(out, {"a": 1.003})["weight/a"] == np.float32(1.003)
+
+
+def test_a_mask_may_be_none():
+    model = auxjax.TaskModel(lambda params, batch, key: base.TaskLosses({"a": params["w"]}, masks={"a": None}), "a")
+    out = base.evaluate(model, {"w": jnp.arange(3.0)}, None, None, None)
+    assert base.mean_losses(out, ["a"]) == 1.0

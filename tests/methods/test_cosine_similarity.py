@@ -84,3 +84,21 @@ def test_a_task_without_a_gradient_does_no_harm():
 def test_mistakes_are_named(options):
     with pytest.raises(ValueError, match="cosine_similarity"):
         auxjax.methods.get("cosine_similarity", **options)
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+def test_the_scale_of_the_losses_does_not_matter_in_single_precision(scale, single_precision):
+    problem, model = network_problem(0, num_tasks=3)
+    problem = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), problem)
+    found = []
+    for factor in (1.0, scale):
+
+        def losses(params, batch, key, factor=factor):
+            out = model.losses(params, batch, key)
+            return out._replace(values={task: jnp.float32(factor) * value for task, value in out.values.items()})
+
+        method = auxjax.methods.get("cosine_similarity", form="weighted")
+        context, state = state_of(model._replace(losses=losses), problem, method=method)
+        found.append(method.inner(context, state, problem.batch, KEY)[0].method)
+    assert np.max(found[0]) > 0.01
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)

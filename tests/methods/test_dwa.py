@@ -54,3 +54,14 @@ def test_a_task_without_labels_has_the_ratio_one():
 def test_mistakes_are_named(options):
     with pytest.raises(ValueError, match="wanted a whole number >= 1"):
         auxjax.methods.get("dwa", **options)
+
+
+def test_a_window_without_labels_leaves_the_ratio_as_it_is():
+    problem = LinearTasks.make(0, num_tasks=3, masked=True)
+    method = auxjax.methods.get("dwa", window=1)
+    context, state = state_of(linear_model(masked=True), problem, method=method)
+    for _ in range(4):
+        state, _ = method.inner(context, state, problem.batch, KEY)
+    problem.batch["mask"]["aux0"] = jnp.zeros(8, bool)
+    new, _ = method.inner(context, state, problem.batch, KEY)
+    assert new.method.ratios[0] == state.method.ratios[0] != 1.0

@@ -1,6 +1,7 @@
 """GradNorm against its formulas in NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -61,3 +62,21 @@ def test_norms_can_be_taken_in_one_layer():
 def test_mistakes_are_named(options):
     with pytest.raises(ValueError, match="gradnorm"):
         auxjax.methods.get("gradnorm", **options)
+
+
+def test_a_task_without_labels_keeps_its_weight_and_the_others_balance_among_themselves(ordinary_promotion):
+    problem = LinearTasks.make(0, num_tasks=3, masked=True)
+    problem.batch["mask"]["aux1"] = jnp.zeros(8, bool)
+    method = auxjax.methods.get("gradnorm", outer_optimizer=optax.adam(0.1))
+    context, state = state_of(linear_model(masked=True), problem, method=method)
+    for _ in range(5):
+        state, _ = method.outer(context, state, problem.batch, None, KEY)
+    alone = LinearTasks(
+        {name: {t: part[t] for t in ("primary", "aux0")} for name, part in problem.batch.items()}, problem.params
+    )
+    pair_context, pair = state_of(linear_model(masked=True), alone, method=method)
+    for _ in range(5):
+        pair, _ = method.outer(pair_context, pair, alone.batch, None, KEY)
+    np.testing.assert_allclose(state.method.weights[2], 1.0)
+    np.testing.assert_allclose(state.method.weights[:2], pair.method.weights, rtol=1e-12)
+    assert abs(float(pair.method.weights[0]) - 1.0) > 0.1

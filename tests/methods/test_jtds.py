@@ -266,6 +266,8 @@ def test_standardised_losses():
     np.testing.assert_allclose(found[jnp.array([0, 1, 3])], np.array([-2, -1, 3]) / np.sqrt(14 / 3), rtol=1e-9)
     assert found[2] == 0
     np.testing.assert_array_equal(standardised(jnp.array([3.0]), None), [0.0])
+    tiny = standardised(jnp.array([1e-9, 2e-9, 4e-9]), None)  # losses of examples learnt by heart
+    np.testing.assert_allclose([tiny.mean(), tiny.std()], [0.0, 1.0], atol=1e-9)
     np.testing.assert_array_equal(standardised(jnp.full(4, 2.0), None), np.zeros(4))
     gradient = jax.grad(lambda x: standardised(x, None).sum())(jnp.full(4, 2.0))
     assert np.all(np.isfinite(gradient))

@@ -156,3 +156,27 @@ def test_replicas_are_refused():
 def test_mistakes_are_named(error, options, piece):
     with pytest.raises(error, match=piece):
         state_of(linear_model(), with_ids(0), method=auxjax.methods.get("n_jtds", **{**OPTIONS, **options}))
+
+
+def test_a_negative_id_is_no_example():
+    """Not the table's last row: the weight is NaN, and an outer update writes nothing there."""
+    problem, dev = LinearTasks.make(0), LinearTasks.make(1)
+    ids = jnp.arange(8, dtype=jnp.int32).at[0].set(-1)
+    method = auxjax.methods.get("n_jtds", num_examples=9, ids=lambda batch: ids, outer_optimizer=optax.sgd(0.1))
+    context, state = state_of(linear_model(), problem, method=method)
+    weights = method.weights(context, state, problem.batch, KEY)["aux0"]
+    assert np.array_equal(np.isnan(weights), ids < 0)
+    new, _ = method.outer(context, state, problem.batch, dev.batch, KEY)
+    assert new.method.meta["aux0"][8] == state.method.meta["aux0"][8]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_examples": {"primary": 8}, "ids": lambda batch: jnp.arange(8)},
+        {"num_examples": 8, "ids": lambda batch: {"primary": jnp.arange(8)}},
+    ],
+)
+def test_a_task_left_out_is_named(options):
+    with pytest.raises(ValueError, match="for task 'aux0'"):
+        state_of(linear_model(), LinearTasks.make(0), method=auxjax.methods.get("n_jtds", **options))

@@ -1,6 +1,7 @@
 """Uncertainty weighting against its formulas in NumPy, and against the variances it should find."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -103,3 +104,15 @@ def test_the_primary_task_can_be_left_out():
 def test_mistakes_are_named(options, piece):
     with pytest.raises(ValueError, match=piece):
         state_of(linear_model(), LinearTasks.make(0), method=auxjax.methods.get("uncertainty", **options))
+
+
+def test_momentum_does_not_move_what_has_no_label(ordinary_promotion):
+    problem = LinearTasks.make(0, num_tasks=3, masked=True)
+    method = auxjax.methods.get("uncertainty", optimizer=optax.adam(0.1))
+    context, state = state_of(linear_model(masked=True), problem, method=method)
+    for _ in range(3):
+        state, _ = method.inner(context, state, problem.batch, KEY)
+    problem.batch["mask"]["aux0"] = jnp.zeros(8, bool)
+    new, _ = method.inner(context, state, problem.batch, KEY)
+    assert by_name(new)["aux0"] == by_name(state)["aux0"] != 0.0
+    assert by_name(new)["aux1"] != by_name(state)["aux1"]

@@ -210,3 +210,14 @@ def test_impossible_options_are_refused(change, error, message):
     arguments = {"model": linear_model(), "method": auxjax.methods.get("stl"), "optimizer": optax.sgd(0.1), **change}
     with pytest.raises(error, match=message):
         auxjax.make_step(**arguments)
+
+
+def test_stacks_of_another_length_are_refused():
+    problem = LinearTasks.make(0)
+    init, step = auxjax.make_step(linear_model(), auxjax.methods.get("equal"), optax.sgd(0.1), inner_steps=3)
+    with pytest.raises(ValueError, match=r"inner_batch\['x'\].* wants a leading axis of 3"):
+        init(jax.random.key(0), problem.params, problem.batch)
+    three, two = (jax.tree.map(lambda leaf, n=n: jnp.stack([leaf] * n), problem.batch) for n in (3, 2))
+    state = init(jax.random.key(0), problem.params, three)
+    with pytest.raises(ValueError, match=r"has shape \(2, 8, 3\)"):
+        step(state, two)
