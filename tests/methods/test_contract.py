@@ -126,10 +126,10 @@ def test_runs_may_be_vectorised(name, ordinary_promotion):
     problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
     init, step = auxjax.make_step(linear_model(), method_of(name), optax.sgd(0.05), donate=False)
     states = [init(KEY, {"w": problem.params["w"] + shift}, problem.batch) for shift in (0.0, 0.5)]
-    update = step.__wrapped__
+    update = jax.jit(step.__wrapped__)
     loop = [update(state, problem.batch, dev.batch)[0] for state in states]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    together = jax.vmap(lambda state: update(state, problem.batch, dev.batch)[0])(stacked)
+    together = jax.jit(jax.vmap(lambda state: step.__wrapped__(state, problem.batch, dev.batch)[0]))(stacked)
     for index, alone in enumerate(loop):
         one = jax.tree.map(lambda leaf, i=index: leaf[i], together)
         chex.assert_trees_all_close(one.params, alone.params, rtol=1e-9)
@@ -158,7 +158,7 @@ def test_replicas_are_one_device(name, ordinary_promotion):
     def split(batch):
         return jax.tree.map(lambda leaf: leaf.reshape(4, 2, *leaf.shape[1:]), batch)
 
-    run = jax.vmap(replica_step.__wrapped__, in_axes=(None, 0, 0), axis_name="device")
+    run = jax.jit(jax.vmap(replica_step.__wrapped__, in_axes=(None, 0, 0), axis_name="device"))
     parts, _ = run(state, split(problem.batch), split(dev.batch))
     for replica in range(4):
         one = jax.tree.map(lambda leaf, r=replica: leaf[r], parts)
