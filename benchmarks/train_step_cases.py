@@ -99,6 +99,11 @@ def grid_too_large(tasks: int) -> str | None:
     return f"the product grid has 5^{tasks} candidates, each a copy of the params" if 5**tasks > 256 else None
 
 
+def gram_too_large(tasks: int) -> str | None:
+    """Why the cosines of all tasks are left out."""
+    return f"compiling the norms of {tasks + 1} gradients takes minutes, or ends XLA's compiler" if tasks > 64 else None
+
+
 def shared_weights(case: Case) -> dict:
     """Five candidates for `grid_search`, whatever K is."""
     return {"candidates": [dict.fromkeys(case.names, weight) for weight in (0.0, 0.1, 0.3, 1.0, 3.0)]}
@@ -119,7 +124,9 @@ ROWS = {
     "ol_aux": Row("ol_aux", PRODUCTS),
     "ol_aux, one step": Row("ol_aux", PRODUCTS, lambda case: {"form": "one_step"}),
     "cosine_similarity": Row("cosine_similarity", PRODUCTS),
-    "cosine_similarity, weighted": Row("cosine_similarity", PRODUCTS, lambda case: {"form": "weighted"}),
+    "cosine_similarity, weighted": Row(
+        "cosine_similarity", PRODUCTS, lambda case: {"form": "weighted"}, why_not=gram_too_large
+    ),
     "gradnorm": Row("gradnorm", PRODUCTS, lambda case: {"chunk": CHUNK}),
     "gradnorm, last layer": Row(
         "gradnorm", PRODUCTS, lambda case: {"layer": lambda path: case.last_layer in path, "chunk": CHUNK}
