@@ -100,8 +100,10 @@ def grid_too_large(tasks: int) -> str | None:
 
 
 def gram_too_large(tasks: int) -> str | None:
-    """Why the cosines of all tasks are left out."""
-    return f"compiling the norms of {tasks + 1} gradients takes minutes, or ends XLA's compiler" if tasks > 64 else None
+    """Why the cosines and the Gram matrix of all tasks are left out."""
+    return (
+        f"compiling the products of {tasks + 1} gradients takes minutes, or ends XLA's compiler" if tasks > 64 else None
+    )
 
 
 def shared_weights(case: Case) -> dict:
@@ -131,8 +133,10 @@ ROWS = {
     "gradnorm, last layer": Row(
         "gradnorm", PRODUCTS, lambda case: {"layer": lambda path: case.last_layer in path, "chunk": CHUNK}
     ),
-    "auxinash": Row("auxinash", PRODUCTS, lambda case: {"chunk": CHUNK}),
-    "auxinash, refresh outer": Row("auxinash", PRODUCTS, lambda case: {"refresh": "outer", "chunk": CHUNK}),
+    "auxinash": Row("auxinash", PRODUCTS, lambda case: {"chunk": CHUNK}, why_not=gram_too_large),
+    "auxinash, refresh outer": Row(
+        "auxinash", PRODUCTS, lambda case: {"refresh": "outer", "chunk": CHUNK}, why_not=gram_too_large
+    ),
     "auto_lambda": Row("auto_lambda", OUTER),
     "auxilearn": Row("auxilearn", OUTER),
     "maoal": Row("maoal", OUTER),
