@@ -14,6 +14,7 @@ from auxjax import TaskLosses, TaskModel
 from auxjax.models import ConvNet
 from auxjax.tasks.rotation import rotation_batch
 from experiments import batches, method_labels
+from experiments.common_options import common_options
 from experiments.experiment import Experiment
 
 PRIMARY = "class"
@@ -116,14 +117,18 @@ def make_evaluate(network, chunk: int = 1000):
     return evaluate
 
 
-def convnet_experiment(settings, method: str, options: dict[str, dict], shapes) -> Experiment:
-    """A convolutional network with BatchNorm, Adam with a cosine schedule, crops and mirror images.
+def convnet_options(settings, shapes) -> dict[str, dict]:
+    """Options of the methods that need some, for `convnet_experiment`."""
+    return common_options(settings, shapes, settings.auxiliary, max_updates=200, fixed_weight=0.3)
+
+
+def convnet_experiment(settings, method: str, shapes) -> Experiment:
+    """A convolutional network with BatchNorm (whose statistics only inner updates move), Adam with a cosine schedule.
 
     Args:
-      settings: a config's, with `channels`, `auxiliary`, `learning_rate`, `steps`, `inner_steps`, `padding`,
-        `batch_size` and `outer_batch_size`.
+      settings: a config's, with `channels`, `auxiliary`, `learning_rate`, `steps`, `inner_steps`, `padding` (of the
+        crops; there are mirror images, too), `batch_size`, `outer_batch_size` and what `common_options` wants.
       method: a label, see `method_labels`.
-      options: `{method: options}`.
       shapes: `trainer.Shapes`.
     """
     network = ConvNet(heads=heads(shapes.num_classes, settings.auxiliary), channels=settings.channels, norm="batch")
@@ -134,7 +139,7 @@ def convnet_experiment(settings, method: str, options: dict[str, dict], shapes) 
 
     return Experiment(
         model=task_model(network, settings.auxiliary),
-        method=method_labels.make(method, options),
+        method=method_labels.make(method, convnet_options(settings, shapes)),
         optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
         inner_steps=settings.inner_steps,
         init_params=init_params,

@@ -21,9 +21,7 @@ seed and 2,000 images do not tell apart. Everything else was set once: width and
 import dataclasses
 
 from experiments import vision
-from experiments.common_options import common_options
 from experiments.data import cifar10n
-from experiments.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +60,5 @@ def load(settings, seed, data_dir):
     )
 
 
-def method_options(settings, shapes) -> dict[str, dict]:
-    """Options of the methods that need some."""
-    return common_options(settings, shapes, settings.auxiliary, max_updates=200, fixed_weight=0.3)
-
-
-def build(settings, method, shapes) -> Experiment:
-    """The experiment: a convolutional network with BatchNorm, whose statistics only inner updates move."""
-    return vision.convnet_experiment(settings, method, method_options(settings, shapes), shapes)
+method_options = vision.convnet_options
+build = vision.convnet_experiment
