@@ -1,8 +1,9 @@
-"""What a multi-task model returns, and the linear heads that every model of this package ends with.
+"""What a multi-task model returns, and the heads that every model of this package ends with.
 
-A model here is a trunk that turns an input into features `[n, d]`, and one linear head per task on these features.
-Submodules of the trunk have names that begin with "trunk", and the head of task t is named "head_t", so that paths of
-parameters tell them apart: `auxjax.partition.mask_by_path(params, lambda path: "trunk_" in path)` is the trunk.
+A model here is a trunk that turns an input into features `[n, d]`, and one head per task on these features, linear or
+with hidden layers of its own. Submodules of the trunk have names that begin with "trunk", and the head of task t is
+named "head_t" (hidden layers: "head_t_hidden_0", ...), so that paths of parameters tell them apart:
+`auxjax.partition.mask_by_path(params, lambda path: "trunk_" in path)` is the trunk.
 """
 
 from collections.abc import Mapping
@@ -24,12 +25,21 @@ class Outputs(NamedTuple):
     features: jax.Array
 
 
-def apply_heads(features: jax.Array, heads: Mapping[str, int], *, where: str, dtype=None, param_dtype) -> Outputs:
-    """Adds one linear head per task; call it inside a `compact` method.
+def apply_heads(
+    features: jax.Array,
+    heads: Mapping[str, int],
+    *,
+    hidden: tuple[int, ...] = (),
+    where: str,
+    dtype=None,
+    param_dtype,
+) -> Outputs:
+    """Adds one head per task; call it inside a `compact` method.
 
     Args:
       features: `[n, d]`.
       heads: `{task: number of outputs}`.
+      hidden: widths of dense layers with ReLU that every head has before its linear one.
       where: name of the model, for messages.
       dtype: dtype of the computation, or None for that of features and parameters.
       param_dtype: dtype in which parameters are made.
@@ -46,5 +56,8 @@ def apply_heads(features: jax.Array, heads: Mapping[str, int], *, where: str, dt
             raise ValueError(f'{where}(heads) has a task {task!r}; a name must not hold a "/", which separates paths.')
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"{where}(heads[{task!r}]) is {size!r}; wanted the number of outputs, an int >= 1.")
-        outputs[task] = nn.Dense(size, dtype=dtype, param_dtype=param_dtype, name=f"head_{task}")(features)
+        x = features
+        for i, width in enumerate(hidden):
+            x = nn.relu(nn.Dense(width, dtype=dtype, param_dtype=param_dtype, name=f"head_{task}_hidden_{i}")(x))
+        outputs[task] = nn.Dense(size, dtype=dtype, param_dtype=param_dtype, name=f"head_{task}")(x)
     return Outputs(heads=outputs, features=features)

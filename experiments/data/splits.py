@@ -19,6 +19,10 @@ and, for several labels per example and labels that are missing,
     auxiliary   [n, K] int32  labels of the K auxiliary tasks, 0 or 1
     labelled    [n] bool      where training sees the primary label; elsewhere `label` is 0. Only train may lack labels
 
+and, for data whose classes people have divided further,
+
+    sub_label   [n] int32     the sub-class inside the class `true_label`, from 0 on in every class
+
 A single-task baseline that may not look at the outer loss gets `merge(train, dev)`, or the comparison would hand the
 bilevel methods extra labelled examples. Not for data that arrives as a stream: everything here is in memory.
 """
@@ -48,6 +52,7 @@ class Splits(NamedTuple):
       classes: the C class names.
       source: one sentence that says where the data came from.
       tasks: names of the primary task and of the K auxiliary ones, for data with `auxiliary` labels.
+      num_sub_classes: S, for data with `sub_label`, which lies in [0, S).
     """
 
     train: Examples
@@ -58,6 +63,7 @@ class Splits(NamedTuple):
     classes: tuple[str, ...]
     source: str
     tasks: tuple[str, ...] = ()
+    num_sub_classes: int = 0
 
 
 class SplitIndices(NamedTuple):
@@ -212,7 +218,7 @@ def check_splits(splits: Splits) -> None:
         )
     for name in NAMES:
         _check_arrays(name, getattr(splits, name), splits)
-        _check_values(name, getattr(splits, name), splits.num_classes)
+        _check_values(name, getattr(splits, name), splits)
     first = splits.train
     for name in NAMES[1:]:
         here = getattr(splits, name)
@@ -256,6 +262,8 @@ def _check_arrays(name: str, examples: Examples, splits: Splits) -> None:
         wanted["labelled"] = (np.bool_, inputs.shape[:1])
     if "auxiliary" in examples or splits.tasks:
         wanted["auxiliary"] = (np.int32, (inputs.shape[0], len(splits.tasks) - 1))
+    if "sub_label" in examples or splits.num_sub_classes:
+        wanted["sub_label"] = (np.int32, inputs.shape[:1])
     for key, (dtype, shape) in wanted.items():
         if key not in examples or examples[key].shape != shape or examples[key].dtype != dtype:
             got = f"{examples[key].dtype} {examples[key].shape}" if key in examples else "none"
@@ -265,7 +273,7 @@ def _check_arrays(name: str, examples: Examples, splits: Splits) -> None:
             )
 
 
-def _check_values(name: str, examples: Examples, num_classes: int) -> None:
+def _check_values(name: str, examples: Examples, splits: Splits) -> None:
     """Finite inputs, labels in range, honest flags and unique ids of one split."""
     ids, inputs = examples["example_id"], input_of(examples)
     if np.unique(ids).size != ids.size:
@@ -274,9 +282,13 @@ def _check_values(name: str, examples: Examples, num_classes: int) -> None:
         bad = ~np.isfinite(inputs.reshape(ids.size, -1)).all(axis=1)
         what = "pixels" if "image" in examples else "features"
         _refuse(bad, ids, f"{name} has NaN or infinite {what}", "drop or repair these examples")
-    for key in ("label", "true_label"):
-        outside = (examples[key] < 0) | (examples[key] >= num_classes)
-        _refuse(outside, ids, f"{name}[{key!r}] is outside [0, {num_classes})", "num_classes or the labels are wrong")
+    counts = {"label": "num_classes", "true_label": "num_classes"}
+    if "sub_label" in examples:
+        counts["sub_label"] = "num_sub_classes"
+    for key, count in counts.items():
+        total = getattr(splits, count)
+        outside = (examples[key] < 0) | (examples[key] >= total)
+        _refuse(outside, ids, f"{name}[{key!r}] is outside [0, {total})", f"{count} or the labels are wrong")
     if "auxiliary" in examples:
         outside = ((examples["auxiliary"] != 0) & (examples["auxiliary"] != 1)).any(axis=1)
         _refuse(outside, ids, f"{name}['auxiliary'] is neither 0 nor 1", "the labels are wrong")

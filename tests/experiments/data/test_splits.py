@@ -265,6 +265,45 @@ def test_broken_labels_are_refused(changes, message):
         check_splits(with_labels(**changes))
 
 
+def with_sub_labels(**changes):
+    """Splits whose classes have two sub-classes; `changes` as above."""
+    parts = {name: {"sub_label": np.array([0, 1, 1], np.int32)} | changes.get(name, {}) for name in NAMES}
+    return small_splits(**parts)._replace(num_sub_classes=2)
+
+
+def test_sub_classes_are_a_split():
+    splits = with_sub_labels()
+    check_splits(splits)
+    assert merge(splits.train, splits.dev)["sub_label"].tolist() == [0, 1, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dev": {"sub_label": np.zeros(3)}}, r"dev\['sub_label'\] must be int32 \(3,\), .* got float64 \(3,\)"),
+        ({"dev": {"sub_label": np.zeros((3, 1), np.int32)}}, r"dev\['sub_label'\] must be int32 \(3,\), .* \(3, 1\)"),
+        (
+            {"test": {"sub_label": np.array([0, -1, 1], np.int32)}},
+            r"test\['sub_label'\] is outside \[0, 2\) in 1 of 3 examples, the first with example_id 10",
+        ),
+        (
+            {"train": {"sub_label": np.array([0, 1, 2], np.int32)}},
+            r"train\['sub_label'\] is outside \[0, 2\) in 1 of 3 .*; num_sub_classes or the labels are wrong",
+        ),
+    ],
+)
+def test_broken_sub_labels_are_refused(changes, message):
+    with pytest.raises(ValueError, match=r"check_splits: .*" + message):
+        check_splits(with_sub_labels(**changes))
+
+
+def test_sub_labels_and_their_number_go_together():
+    with pytest.raises(ValueError, match=r"train\['sub_label'\] is outside \[0, 0\) in 3 of 3"):
+        check_splits(with_sub_labels()._replace(num_sub_classes=0))
+    with pytest.raises(ValueError, match=r"train\['sub_label'\] must be int32 \(3,\), .* got none"):
+        check_splits(small_splits()._replace(num_sub_classes=2))
+
+
 def test_empty_and_incomplete_splits_are_refused():
     splits = small_splits()
     empty = {key: value[:0] for key, value in splits.validation.items()}
