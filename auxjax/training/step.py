@@ -1,4 +1,4 @@
-"""The training step: `inner_steps` updates of the params, then one update of the method. It holds no formula.
+"""The training step: `inner_steps` updates of the params, then `outer_steps` of the method. It holds no formula.
 
 One function serves every method, because a method is three pure functions on the training state. The step can draw its
 own batches: give it whole data sets that live on the device and a function that indexes and augments them, and the host
@@ -29,6 +29,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     inner_steps: int = 1,
+    outer_steps: int = 1,
     draw_inner: Callable[[Any, jax.Array], Any] | None = None,
     draw_outer: Callable[[Any, jax.Array], Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -42,54 +43,60 @@ def make_step(
         step(state, inner_batch, outer_batch=None)         -> (TrainState, metrics)
 
     `init` takes what `step` will take as `inner_batch`, to learn the tasks' names and shapes.
-    One call of `step` is `inner_steps` inner updates and, where the method has an outer level, one outer update. Each
-    update uses `fold_in(state.key, state.step)`, so a run is a function of its initial state and its batches alone.
+    One call of `step` is `inner_steps` inner updates and, where the method has an outer level, `outer_steps` outer
+    ones. Each update uses `fold_in(state.key, state.step)`, so a run is a function of its initial state and its batches
+    alone. Updates in turn are `inner_steps=1` or a few; whole epochs in turn, as MAXL has them, are as many of both.
 
     Args:
       model: a `TaskModel`.
       method: a `Method`, from `auxjax.methods.get(...)`.
       optimizer: the inner optimiser, any optax transformation.
-      inner_steps: inner updates per outer update, at least 1.
+      inner_steps: inner updates per call, at least 1.
+      outer_steps: outer updates per call, after them, at least 1.
       draw_inner: `(data, key) -> batch`, run inside the step, once per inner update and once more, with a fresh key,
-        for the outer update; `inner_batch` is then the data, the same at every call. Without it, the leaves of
-        `inner_batch` are the batch itself (`inner_steps=1`) or have a leading axis of `inner_steps`, and the outer
-        update uses the last of them.
-      draw_outer: the same for `outer_batch`.
+        for every outer update; `inner_batch` is then the data, the same at every call. Without it, the leaves of
+        `inner_batch` are the batch itself (`inner_steps=1`) or have a leading axis of `inner_steps`; outer updates
+        go through them backwards, from the last on, and round again.
+      draw_outer: the same for `outer_batch`. Without it, `outer_batch` is one batch for all outer updates of the call,
+        or, with `outer_steps` above 1, has a leading axis of `outer_steps`.
       mesh: a device mesh with an axis "data"; batches are split over it inside the step. See `training.parallel`.
       reduce: average over replicas, for steps that run inside `pmap`; leave it out everywhere else.
-      loop: how inner updates repeat. "scan" compiles them into one program. "host" calls one compiled update
-        `inner_steps` times. `None` picks "host" on CPU, where XLA runs a convolution's gradient 15 to 20 times slower
-        inside a scan, and "scan" elsewhere.
+      loop: how updates repeat. "scan" compiles them into one program. "host" calls one compiled update `inner_steps`
+        times, and another `outer_steps` times. `None` picks "host" on CPU, where XLA runs a convolution's gradient 15
+        to 20 times slower inside a scan, and "scan" elsewhere.
       donate: give the old state's memory to the new one; the state passed in can then not be used again.
 
     Returns:
       `(init, step)`. `outer_batch=None` gives the outer update the inner batch ("train batch as dev"). Metrics are
-      those of the last inner update and of the outer update.
+      those of the last inner update and of the last outer update.
 
     Raises:
       ValueError: an impossible option, or (from `init`, before any training) losses that do not fit the interface.
       TypeError: an old-style key.
     """
-    _check_options(model, method, optimizer, inner_steps, loop)
+    _check_options(model, method, optimizer, inner_steps, outer_steps, loop)
     optimizer = optax.with_extra_args_support(optimizer)
     context = Context(model, optimizer, reduce) if reduce else Context(model, optimizer)
-    plan = _Plan(context, method, inner_steps, draw_inner, draw_outer, mesh)
-    loop = loop or ("host" if jax.default_backend() == "cpu" and inner_steps > 1 else "scan")
+    plan = _Plan(context, method, inner_steps, outer_steps, draw_inner, draw_outer, mesh)
+    loop = loop or ("host" if jax.default_backend() == "cpu" and max(inner_steps, outer_steps) > 1 else "scan")
     compiled = partial(jax.jit, donate_argnums=0) if donate else jax.jit
     inner_update, outer_update = partial(_inner_update, plan), partial(_outer_update, plan)
     if loop == "host":
         inner_update, outer_update = compiled(inner_update), compiled(outer_update)
 
+    def repeat(update, state, times, *batches):
+        if loop == "scan" and times > 1:
+            indices = jnp.arange(times, dtype=jnp.int32)
+            state, stacked = jax.lax.scan(lambda s, index: update(s, *batches, index), state, indices)
+            return state, jax.tree.map(lambda leaf: leaf[-1], stacked)
+        for index in range(times):
+            state, metrics = update(state, *batches, index)
+        return state, metrics
+
     def step(state: TrainState, inner_batch, outer_batch=None):
-        if loop == "scan" and inner_steps > 1:
-            indices = jnp.arange(inner_steps, dtype=jnp.int32)
-            state, stacked = jax.lax.scan(lambda s, index: inner_update(s, inner_batch, index), state, indices)
-            metrics = jax.tree.map(lambda leaf: leaf[-1], stacked)
-        else:
-            for index in range(inner_steps):
-                state, metrics = inner_update(state, inner_batch, index)
+        state, metrics = repeat(inner_update, state, inner_steps, inner_batch)
         if method.outer is not None:
-            state, outer_metrics = outer_update(state, inner_batch, outer_batch)
+            state, outer_metrics = repeat(outer_update, state, outer_steps, inner_batch, outer_batch)
             metrics = {**metrics, **outer_metrics}
         return state, metrics
 
@@ -100,6 +107,7 @@ class _Plan(NamedTuple):
     context: Context
     method: Method
     inner_steps: int
+    outer_steps: int
     draw_inner: Callable | None
     draw_outer: Callable | None
     mesh: jax.sharding.Mesh | None
@@ -130,18 +138,18 @@ def _pick(plan, batch, index, key):
     if plan.draw_inner is not None:
         batch = plan.draw_inner(batch, key)
     elif plan.inner_steps > 1:
-        _check_stacked(plan.inner_steps, batch)
+        _check_stacked("inner", plan.inner_steps, batch)
         batch = jax.tree.map(lambda leaf: leaf[index], batch)
     return _place(plan, batch)
 
 
-def _check_stacked(inner_steps, batch) -> None:
+def _check_stacked(level: str, steps: int, batch) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != inner_steps:
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != steps:
             raise ValueError(
-                f"inner_batch{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}; make_step(inner_steps="
-                f"{inner_steps}) without draw_inner wants a leading axis of {inner_steps}, a batch per inner update, "
-                "in init as in step. Stack the batches, or give draw_inner."
+                f"{level}_batch{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}; make_step({level}_steps="
+                f"{steps}) without draw_{level} wants a leading axis of {steps}, a batch per {level} update"
+                f"{', in init as in step' * (level == 'inner')}. Stack the batches, or give draw_{level}."
             )
 
 
@@ -156,13 +164,19 @@ def _inner_update(plan, state, inner_batch, index):
     return state._replace(step=state.step + jnp.int32(1)), metrics
 
 
-def _outer_update(plan, state, inner_batch, outer_batch):
+def _outer_update(plan, state, inner_batch, outer_batch, index):
     key = jax.random.fold_in(state.key, state.step)
-    inner = _pick(plan, inner_batch, plan.inner_steps - 1, jax.random.fold_in(key, _OUTER_DRAW_INNER))
+    if plan.outer_steps > 1:
+        key = jax.random.fold_in(key, _OUTER + 1 + index)  # the step counter stands still between outer updates
+    last = plan.inner_steps - 1 - index % plan.inner_steps
+    inner = _pick(plan, inner_batch, last, jax.random.fold_in(key, _OUTER_DRAW_INNER))
     if outer_batch is None:
         outer = inner
     elif plan.draw_outer is not None:
         outer = _place(plan, plan.draw_outer(outer_batch, jax.random.fold_in(key, _OUTER_DRAW)))
+    elif plan.outer_steps > 1:
+        _check_stacked("outer", plan.outer_steps, outer_batch)
+        outer = _place(plan, jax.tree.map(lambda leaf: leaf[index], outer_batch))
     else:
         outer = _place(plan, outer_batch)
     return plan.method.outer(plan.context, state, inner, outer, jax.random.fold_in(key, _OUTER))
@@ -188,7 +202,7 @@ def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, 
     return method.weights(Context(model, optax.with_extra_args_support(optax.identity())), state, batch, key)
 
 
-def _check_options(model, method, optimizer, inner_steps, loop) -> None:
+def _check_options(model, method, optimizer, inner_steps, outer_steps, loop) -> None:
     if not isinstance(model, TaskModel):
         raise TypeError(f"make_step(model=): wanted auxjax.TaskModel(losses, primary=...), got {type(model).__name__}.")
     if not isinstance(method, Method):
@@ -197,8 +211,9 @@ def _check_options(model, method, optimizer, inner_steps, loop) -> None:
         )
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"make_step(optimizer=): wanted an optax transformation, got {type(optimizer).__name__}.")
-    if not isinstance(inner_steps, int) or inner_steps < 1:
-        raise ValueError(f"make_step(inner_steps={inner_steps!r}): wanted a whole number of at least 1.")
+    for name, value in (("inner_steps", inner_steps), ("outer_steps", outer_steps)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"make_step({name}={value!r}): wanted a whole number of at least 1.")
     if loop not in (None, "scan", "host"):
         raise ValueError(f"make_step(loop={loop!r}): wanted 'scan', 'host' or None (automatic).")
 

@@ -61,6 +61,29 @@ def test_scan_and_host_loops_agree(name):
     assert_same(metrics, others, rtol=1e-7, atol=1e-10)
 
 
+def test_several_outer_updates_after_the_inner_ones():
+    """In turn: with the params as the inner updates left them, each with batches and keys of its own."""
+    scanned, metrics = run("jtds", 2, loop="scan", outer_steps=2)
+    stepped, others = run("jtds", 2, loop="host", outer_steps=2)
+    assert scanned.step == 6
+    assert_same(scanned, stepped, rtol=1e-9, atol=1e-12)
+    assert_same(metrics, others, rtol=1e-7, atol=1e-10)
+    once, _ = run("jtds", 2, loop="host")
+
+    def count(state):
+        return optax.tree.get(state.method.opt_state, "count")
+
+    assert (count(once), count(stepped)) == (2, 4)
+    # Without draw_outer: a batch for each of them.
+    problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
+    init, step = auxjax.make_step(linear_model(), auxjax.methods.get("jtds"), optax.sgd(0.1), outer_steps=2)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), dev.batch)
+    state, _ = step(init(KEY, problem.params, problem.batch), problem.batch, stacked)
+    assert count(state) == 2
+    with pytest.raises(ValueError, match=r"outer_batch.* a leading axis of 2"):
+        step(init(KEY, problem.params, problem.batch), problem.batch, dev.batch)
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_jit_equals_no_jit(name):
     with jax.disable_jit():
@@ -200,6 +223,7 @@ def test_integer_params_are_refused():
     ("change", "error", "message"),
     [
         ({"inner_steps": 0}, ValueError, "inner_steps=0"),
+        ({"outer_steps": 0}, ValueError, "outer_steps=0"),
         ({"loop": "while"}, ValueError, "'scan', 'host' or None"),
         ({"model": lambda: None}, TypeError, "wanted auxjax.TaskModel"),
         ({"method": "jtds"}, TypeError, r"auxjax.methods.get\('equal'\)"),
