@@ -25,8 +25,9 @@ from tests.experiments.commands import (
 )
 
 pytestmark = pytest.mark.usefixtures("single_precision")
-JTDS = ["digits_noise", "--method", "jtds", "--seed", "3", "--steps", "960"]
-JTDS += ["--set", "log_every=20", "--set", "checkpoint_every=80", "--set", "hidden=32"]
+# Long enough that a busy machine does not end a run before the signal reaches it.
+JTDS = ["digits_noise", "--method", "jtds", "--seed", "3", "--steps", "4000"]
+JTDS += ["--set", "log_every=80", "--set", "checkpoint_every=80", "--set", "hidden=32"]
 
 
 def final_tree(directory, step):
@@ -63,7 +64,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened(tmp_path):
     out, _ = finish(start("run", *JTDS, "--out", broken))
     assert "corrupted AUROC" in out
     assert_same_run(whole, broken)
-    one, other = final_tree(whole, 960), final_tree(broken, 960)
+    one, other = final_tree(whole, 4000), final_tree(broken, 4000)
     assert one.keys() == other.keys()
     assert any("prototype" in name for name in one)
     for name in one:
