@@ -5,6 +5,7 @@ task and of each example to use. What users need is here; everything else is in 
 """
 
 from auxjax import methods as methods
+from auxjax import soft_labels as soft_labels
 from auxjax.hypergrad import Amortised as Amortised
 from auxjax.hypergrad import BilevelProblem as BilevelProblem
 from auxjax.hypergrad import HypergradInfo as HypergradInfo
@@ -26,6 +27,8 @@ from auxjax.losses import weighted_loss as weighted_loss
 from auxjax.methods.base import Method as Method
 from auxjax.methods.base import TaskLosses as TaskLosses
 from auxjax.methods.base import TaskModel as TaskModel
+from auxjax.methods.generation import Generator as Generator
+from auxjax.methods.policy import Policy as Policy
 from auxjax.score_matching import fisher_divergence as fisher_divergence
 from auxjax.score_matching import score_matching_gradient as score_matching_gradient
 from auxjax.simplex import project_simplex as project_simplex

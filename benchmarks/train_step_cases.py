@@ -145,8 +145,11 @@ ROWS = {
     "grid_search, 5 candidates": Row("grid_search", OUTER, shared_weights),
     "grid_search, product": Row("grid_search", OUTER, why_not=grid_too_large),
 }
+# Methods that generate tasks weigh none, so that K says nothing about them: `benchmarks.step_cost` times them.
+GENERATING = ("dtg_auxl", "maxl", "random_labels", "rl_aux", "wamal")
 # A method that is not named above runs with its own defaults.
-ROWS |= {name: Row(name, OUTER) for name in auxjax.methods.names() if name not in {row.method for row in ROWS.values()}}
+_NAMED = {*GENERATING, *(row.method for row in ROWS.values())}
+ROWS |= {name: Row(name, OUTER) for name in auxjax.methods.names() if name not in _NAMED}
 
 
 def default_rows(kind: str) -> tuple[str, ...]:

@@ -32,14 +32,27 @@ class LinearTasks(NamedTuple):
 
 
 def linear_model(*, masked=False):
-    """Half squared errors; the inputs are the features."""
+    """Half squared errors; the inputs are the features. Four classes to label, for methods that generate labels."""
 
     def losses(params, batch, key):
         del key
         values = {task: 0.5 * (batch["x"][task] @ params["w"] - batch["y"][task]) ** 2 for task in batch["x"]}
-        return auxjax.TaskLosses(values, masks=batch["mask"] if masked else None, features=batch["x"])
+        logits = _class_logits(batch["x"]["primary"] @ params["w"])
+        return auxjax.TaskLosses(
+            values,
+            masks=batch["mask"] if masked else None,
+            features=batch["x"],
+            label_losses=auxjax.soft_labels.focal_losses(logits),
+        )
 
-    return auxjax.TaskModel(losses, primary="primary")
+    def feature_loss(params, features, labels):
+        return jnp.sum(labels * auxjax.soft_labels.focal_losses(_class_logits(features @ params["w"])), axis=1)
+
+    return auxjax.TaskModel(losses, primary="primary", feature_loss=feature_loss)
+
+
+def _class_logits(outputs):
+    return outputs[:, None] * jnp.array([-1.0, -0.3, 0.4, 1.2])[None, :]
 
 
 def state_of(model, problem, *, optimizer=None, method=None):

@@ -14,7 +14,7 @@ FIXED_NAMES = """
     gauss_newton fisher optimizer_field optimizer_fixed_point OptimizerPoint
     Amortised amortise warm_started single_loop
     neumann cg normal_cg gmres bicgstab minres nystrom dense identity
-    TaskLosses TaskModel Method methods make_step task_weights TrainState
+    TaskLosses TaskModel Method Generator Policy methods make_step task_weights TrainState
 """.split()
 HEAVY = "jaxopt tensorflow tensorflow_datasets flax orbax matplotlib sklearn experiments".split()
 

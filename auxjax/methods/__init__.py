@@ -21,15 +21,21 @@ from auxjax.methods.cosine_similarity import cosine_similarity as cosine_similar
 from auxjax.methods.dwa import dwa as dwa
 from auxjax.methods.equal import equal as equal
 from auxjax.methods.fixed_weights import fixed_weights as fixed_weights
+from auxjax.methods.generation import Generator as Generator
 from auxjax.methods.gradnorm import gradnorm as gradnorm
 from auxjax.methods.grid_search import grid_search as grid_search
 from auxjax.methods.jtds import jtds as jtds
 from auxjax.methods.maoal import maoal as maoal
+from auxjax.methods.maxl import maxl as maxl
 from auxjax.methods.n_jtds import n_jtds as n_jtds
 from auxjax.methods.ol_aux import ol_aux as ol_aux
+from auxjax.methods.policy import Policy as Policy
+from auxjax.methods.random_labels import random_labels as random_labels
 from auxjax.methods.random_weights import random_weights as random_weights
+from auxjax.methods.rl_aux import rl_aux as rl_aux
 from auxjax.methods.stl import stl as stl
 from auxjax.methods.uncertainty import uncertainty as uncertainty
+from auxjax.methods.wamal import wamal as wamal
 
 # What is a function here and has the name of its file is a method.
 _METHODS = {

@@ -40,6 +40,9 @@ class TaskLosses(NamedTuple):
       state: the model's new state (BatchNorm statistics), `None` for a model without any.
       maps: `{task: [n_task, height, width]}`, losses per pixel whose means over pixels are `values`, for methods that
         look at where in an image a loss is (AuxiLearn's convolutional form).
+      label_losses: `[n, classes]`, what the auxiliary head would lose if class c were its label, for methods that
+        generate labels, where the loss is linear in the label, as cross-entropy and focal loss are. They then need no
+        `TaskModel.soft_label_loss`, and one forward and backward pass serves the primary and the generated task.
     """
 
     values: Mapping[str, jax.Array]
@@ -47,6 +50,7 @@ class TaskLosses(NamedTuple):
     features: Any = None
     state: Any = None
     maps: Mapping[str, jax.Array] | None = None
+    label_losses: jax.Array | None = None
 
 
 class TaskModel(NamedTuple):
@@ -155,6 +159,13 @@ def _check_losses(out, primary: str) -> None:
             )
         if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise ValueError(f"TaskLosses.values[{task!r}] has dtype {jnp.result_type(value)}; losses are floating.")
+    if out.label_losses is not None:
+        shape, count = jnp.shape(out.label_losses), jnp.shape(out.values[primary])[0]
+        if len(shape) != 2 or shape[0] != count or not jnp.issubdtype(out.label_losses.dtype, jnp.floating):
+            raise ValueError(
+                f"TaskLosses.label_losses is {out.label_losses.dtype}{list(shape)}; wanted floats [{count}, classes]: "
+                "for every example of the primary task the auxiliary head's loss for every class."
+            )
     if out.masks is not None and not isinstance(out.masks, Mapping):
         raise TypeError(
             f"TaskLosses.masks is a {type(out.masks).__name__}; wanted a dict {{task: bool [n_task]}}, or None where "

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -84,3 +85,13 @@ def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
         assert a.files == b.files
         for name in a.files:
             assert a[name].tobytes() == b[name].tobytes(), name
+
+
+def copy_interrupted(whole: pathlib.Path, half: pathlib.Path) -> None:
+    """Copies a finished run as it was when its last but one checkpoint was the newest."""
+    shutil.copytree(whole, half)
+    for name in ("result.json", "weights.npz", "timing.jsonl"):
+        (half / name).unlink()
+    *left, last = checkpoints(half)
+    shutil.rmtree(half / "checkpoints" / str(last))
+    assert checkpoints(half) == left != []

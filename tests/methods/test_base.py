@@ -12,7 +12,14 @@ from tests.problems_training import LinearTasks, linear_model, state_of
 
 
 def test_every_method_by_name_gives_three_functions():
-    options = {"fixed_weights": {"weights": {}}, "n_jtds": {"num_examples": 1, "ids": lambda batch: batch}}
+    generated = {"generator": auxjax.Generator(lambda key, batch: batch, lambda meta, batch: batch), "labels": len}
+    options = {
+        "dtg_auxl": {"num_generated": 2},
+        "fixed_weights": {"weights": {}},
+        "n_jtds": {"num_examples": 1, "ids": lambda batch: batch},
+        "random_labels": {"labels": len, "ids": len, "num_classes": 2},
+        **dict.fromkeys(("maxl", "rl_aux", "wamal"), generated),
+    }
     for name in auxjax.methods.names():
         method = auxjax.methods.get(name, **options.get(name, {}))
         assert isinstance(method, auxjax.Method)
