@@ -18,6 +18,7 @@ from auxjax.methods.base import Method as Method
 from auxjax.methods.base import TaskLosses as TaskLosses
 from auxjax.methods.base import TaskModel as TaskModel
 from auxjax.methods.cosine_similarity import cosine_similarity as cosine_similarity
+from auxjax.methods.dtg_auxl import dtg_auxl as dtg_auxl
 from auxjax.methods.dwa import dwa as dwa
 from auxjax.methods.equal import equal as equal
 from auxjax.methods.fixed_weights import fixed_weights as fixed_weights

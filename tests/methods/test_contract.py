@@ -55,7 +55,11 @@ def with_state(model):
         mean = 0.9 * model_state["mean"] + 0.1 * jnp.mean(batch["x"]["primary"] @ params["w"])
         return out._replace(state={"mean": mean, "count": model_state["count"] + jnp.int32(1)})
 
-    return model._replace(losses=losses)
+    def feature_loss(params, features, labels, model_state):
+        del model_state
+        return model.feature_loss(params, features, labels)
+
+    return model._replace(losses=losses, feature_loss=feature_loss)
 
 
 def train(name, model, problem, dev, steps, *, params=None, model_state=None, state=None, inner_steps=2):
@@ -94,7 +98,7 @@ def test_unlabelled_examples_change_nothing_and_may_be_nan(name, ordinary_promot
             values = {task: jnp.where(batch["mask"][task], value, hidden) for task, value in out.values.items()}
             return out._replace(values=values)
 
-        state, metrics = train(name, auxjax.TaskModel(losses, "primary"), problem, dev, 3)
+        state, metrics = train(name, linear_model()._replace(losses=losses), problem, dev, 3)
         found.append((state._replace(key=0), metrics))
     chex.assert_trees_all_equal(found[0], found[1])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found[0][0].params))
@@ -214,7 +218,7 @@ def test_losses_below_zero_do_not_stop_it(name, ordinary_promotion):
         cosine = batch["x"]["aux0"] @ params["w"] / jnp.sqrt(1e-6 + jnp.sum(params["w"] ** 2))
         return out._replace(values={**out.values, "aux0": -jnp.tanh(cosine)})
 
-    state, metrics = train(name, auxjax.TaskModel(losses, primary="primary"), problem, dev, 20)
+    state, metrics = train(name, linear_model()._replace(losses=losses), problem, dev, 20)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state.params, metrics)))
 
 

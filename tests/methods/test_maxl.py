@@ -88,13 +88,14 @@ def look_ahead(name, state, problem, dev, num_steps=1, optimizer=OPTIMIZER, **op
 
 def trained(method, problem, steps=3, own_loss=False):
     context, state = state_of(generation_model(own_loss=own_loss), problem, method=method, optimizer=OPTIMIZER)
+    inner = jax.jit(lambda state: method.inner(context, state, problem.batch, KEY)[0])
     for _ in range(steps):
-        state, _ = method.inner(context, state, problem.batch, KEY)
+        state = inner(state)
     return context, state
 
 
 def hypergradient(method, context, state, problem, dev):
-    new, metrics = method.outer(context, state, problem.batch, dev.batch, KEY)
+    new, metrics = jax.jit(lambda state: method.outer(context, state, problem.batch, dev.batch, KEY))(state)
     return np.ravel(state.method.meta["w"] - new.method.meta["w"]), metrics
 
 
@@ -182,7 +183,7 @@ def test_the_inner_update_is_a_gradient_step_on_both_losses():
     problem = generation_problem(0)
     method = method_of("wamal")
     context, state = state_of(generation_model(), problem, method=method)
-    new, metrics = method.inner(context, state, problem.batch, KEY)
+    new, metrics = jax.jit(lambda state: method.inner(context, state, problem.batch, KEY))(state)
     gradient = jax.grad(lambda p: inner_loss("wamal", p, state.method.meta, problem.batch))(state.params)
     chex.assert_trees_all_close(new.params, jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient), rtol=1e-12)
     labels, weights = labels_and_weights("wamal", state.method.meta, problem.batch)
@@ -202,11 +203,11 @@ def test_epochs_in_turn_are_as_many_inner_as_outer_updates(ordinary_promotion):
     method = method_of()
     context, by_hand = state_of(generation_model(), problem, method=method, optimizer=OPTIMIZER)
     by_hand = by_hand._replace(method=init(KEY, problem.params, batches).method)
-    for index in range(3):
-        by_hand, _ = method.inner(context, by_hand, jax.tree.map(lambda leaf, i=index: leaf[i], batches), KEY)
-    for index in (2, 1, 0):
-        one = jax.tree.map(lambda leaf, i=index: leaf[i], batches)
-        by_hand, _ = method.outer(context, by_hand, one, dev.batch, KEY)
+    inner = jax.jit(lambda state, batch: method.inner(context, state, batch, KEY)[0])
+    outer = jax.jit(lambda state, batch: method.outer(context, state, batch, dev.batch, KEY)[0])
+    for update, order in ((inner, (0, 1, 2)), (outer, (2, 1, 0))):
+        for index in order:
+            by_hand = update(by_hand, jax.tree.map(lambda leaf, i=index: leaf[i], batches))
     chex.assert_trees_all_close(state.params, by_hand.params, rtol=1e-10)
     chex.assert_trees_all_close(state.method.meta, by_hand.method.meta, rtol=1e-10)
 

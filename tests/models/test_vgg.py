@@ -110,7 +110,7 @@ def problem(norm, x):
     return loss, params, jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape, leaf.dtype), params)
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("norm", [pytest.param("none", marks=pytest.mark.slow), "batch"])
 def test_products_with_the_hessian(norm):
     """Forward over reverse, reverse over reverse and differences of the gradient agree, through ReLU and maximum."""
     loss, params, direction = problem(norm, X)
@@ -136,7 +136,7 @@ def test_products_with_the_hessian(norm):
             np.testing.assert_allclose(value, differences[name][part], rtol=1e-4, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("norm", [pytest.param("group", marks=pytest.mark.slow), "batch"])
 def test_products_stay_finite_where_all_pixels_are_equal(norm):
     loss, params, direction = problem(norm, jnp.zeros_like(X))
     found = jax.jit(lambda params: jax.jvp(jax.grad(loss), (params,), (direction,)))(params)
