@@ -31,6 +31,7 @@ class Experiment(NamedTuple):
         knows them, on a split (see `data.splits`).
       metric: the one of them that chooses the best step on validation.
       batch_of: `(data, indices) -> batch`, the examples at these places, to ask the method for their weights.
+      outer_steps: outer updates after every `inner_steps` inner ones.
     """
 
     model: TaskModel
@@ -43,6 +44,7 @@ class Experiment(NamedTuple):
     evaluate: Callable[[Any, Any, dict], dict[str, float]]
     metric: str
     batch_of: Callable[[Any, Any], Any]
+    outer_steps: int = 1
 
 
 _NOT_FOR_TRAINING = ("true_label", "corrupted", "example_id")

@@ -5,6 +5,7 @@
     differences.png  the same less that of one method, seed by seed
     training.png   the same metric on validation over training
     weights.png    mean weight of every task over training, a panel per method
+    labels.png     entropies of generated labels over training, for methods that generate some
     filter.png     the loss filter a method has learned, sigmoid(slope z + offset) (JTDS), a panel per method
     samples.png    histogram of the weights of the training examples, clean against corrupted, a panel per method
 
@@ -62,6 +63,7 @@ def draw_all(groups: dict[str, list], directory: pathlib.Path, against: str | No
         "differences": partial(_differences, against),
         "training": _training,
         "weights": _weights,
+        "labels": _labels,
         "filter": _filter,
         "samples": _samples,
     }
@@ -288,6 +290,32 @@ def _weights(groups):
         axes.set_ylabel("mean weight" if leftmost else None)
     _cut_outliers([axes for axes, *_ in panels])
     _legend_above(figure, panels)
+    return figure
+
+
+LABELS = {
+    "label_usage": "entropy of the batch's\nmean label (nats)",
+    "label_entropy": "mean entropy\nof one label (nats)",
+}
+
+
+def _labels(groups):
+    """How the generated labels are used: at 0 above, all examples of a batch have one; at 0 below, they are hard."""
+    found = {
+        method: runs for method, runs in groups.items() if any("label_usage" in line for r in runs for line in r.log)
+    }
+    if not found:
+        return None
+    figure, rows = plt.subplots(len(LABELS), 1, figsize=(4.5, 4.2), sharex=True, layout="constrained")
+    for axes, (name, label) in zip(rows, LABELS.items(), strict=True):
+        for method, runs in found.items():
+            _curves(axes, runs, name, _look(list(groups).index(method)), label=method)
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    rows[-1].set_xlabel("inner updates")
+    rows[-1].xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    handles, names = rows[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", title="mean and range\nover seeds", alignment="left")
     return figure
 
 

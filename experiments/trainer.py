@@ -24,7 +24,7 @@ from experiments.statistics import auroc
 
 DEV_MODES = ("held_out", "train")
 AT_LEAST_ONE = {"steps", "log_every", "checkpoint_every", "inner_steps", "batch_size", "outer_batch_size", "hidden"}
-AT_LEAST_ONE |= {"channels"}
+AT_LEAST_ONE |= {"outer_steps", "channels", "label_channels", "sub_classes"}
 
 
 class Shapes(NamedTuple):
@@ -81,6 +81,7 @@ def compiled(config: str, settings, method: str, shapes: Shapes):
         experiment.method,
         experiment.optimizer,
         inner_steps=experiment.inner_steps,
+        outer_steps=experiment.outer_steps,
         draw_inner=experiment.draw_inner,
         draw_outer=experiment.draw_outer,
     )
@@ -169,7 +170,7 @@ def _crc32(splits) -> int:
     """A number that changes with any input, label or split: a run must go on with the data it began with."""
     found = 0
     for split in (splits.train, splits.dev, splits.validation, splits.test):
-        further = [split[name] for name in ("auxiliary", "labelled") if name in split]
+        further = [split[name] for name in ("auxiliary", "labelled", "sub_label") if name in split]
         for array in (input_of(split), split["label"], split["example_id"], *further):
             found = zlib.crc32(np.ascontiguousarray(array), found)
     return found

@@ -40,6 +40,13 @@ def to_float(images):
     return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
 
 
+def forward(network, params, model_state, images):
+    """The network's `Outputs` in training and its new state, `None` where it has none."""
+    if model_state is None:
+        return network.apply({"params": params}, images, train=True), None
+    return network.apply({"params": params, **model_state}, images, train=True, mutable=list(model_state))
+
+
 def task_model(network, auxiliary: tuple[str, ...]) -> TaskModel:
     """The `TaskModel` of a network with the heads above; BatchNorm statistics are its model state, if it has any."""
 
@@ -49,11 +56,7 @@ def task_model(network, auxiliary: tuple[str, ...]) -> TaskModel:
         if "rotation" in auxiliary:
             turned, turns = rotation_batch(key, images)
             images = jnp.concatenate([images, turned])
-        variables = {"params": params}
-        if model_state is None:
-            out, new_state = network.apply(variables, images, train=True), None
-        else:
-            out, new_state = network.apply({**variables, **model_state}, images, train=True, mutable=list(model_state))
+        out, new_state = forward(network, params, model_state, images)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         upright = out.features[:count]
         values = {PRIMARY: cross_entropy(out.heads[PRIMARY][:count], batch["label"])}
