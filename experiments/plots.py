@@ -306,7 +306,7 @@ def _labels(groups):
     }
     if not found:
         return None
-    figure, rows = plt.subplots(len(LABELS), 1, figsize=(4.5, 4.2), sharex=True, layout="constrained")
+    figure, rows = plt.subplots(len(LABELS), 1, figsize=(6.2, 4.2), sharex=True, layout="constrained")
     for axes, (name, label) in zip(rows, LABELS.items(), strict=True):
         for method, runs in found.items():
             _curves(axes, runs, name, _look(list(groups).index(method)), label=method)
