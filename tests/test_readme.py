@@ -22,6 +22,7 @@ def programs(page):
 
 CASES = {f"README {number}": text for number, text in enumerate(programs("README.md"))}
 CASES["recipes"] = "\n".join(programs("docs/guide.md"))
+CASES["dtg_auxl"] = "\n".join(programs("docs/dtg_auxl.md"))
 CASES["hypergradients"] = "\n".join(programs("docs/hypergradients.md"))
 
 
@@ -33,7 +34,7 @@ def test_program_runs(name):
 
 
 def test_the_example_on_ones_own_model_is_about_forty_lines():
-    assert len(CASES) == 4
+    assert len(CASES) == 5
     assert len([line for line in CASES["README 0"].splitlines() if line.strip()]) <= 42
 
 
