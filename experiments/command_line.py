@@ -10,7 +10,7 @@ import textwrap
 import jax
 
 from auxjax import methods
-from experiments import configs
+from experiments import configs, interruption
 
 
 def parser(program: str, doc: str) -> argparse.ArgumentParser:
@@ -77,7 +77,8 @@ def guarded(work) -> int:
     """Runs `work()`. Bad input ends with one message and status 2, Ctrl-C with a hint and status 130."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the tracebacks of errors that it raises as well
     try:
-        work()
+        with interruption.noted():
+            work()
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

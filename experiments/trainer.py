@@ -17,7 +17,7 @@ import numpy as np
 
 from auxjax import make_step, task_weights
 from auxjax.training.checkpoint import open_checkpoints, restore, save
-from experiments import configs, method_labels, records
+from experiments import configs, interruption, method_labels, records
 from experiments.data.splits import check_splits, input_of, merge
 from experiments.experiment import on_device
 from experiments.statistics import auroc
@@ -147,6 +147,7 @@ def train(config, settings, method, seed, directory, *, data_dir=None, on_step=l
         at = int(carried["state"].step)
         on_step(at)
         while at < settings.steps:
+            interruption.check()
             carried["state"], metrics = step(carried["state"], inner_data, outer_data)
             at += experiment.inner_steps
             last = at >= settings.steps

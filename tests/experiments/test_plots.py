@@ -106,6 +106,13 @@ def test_runs_with_different_metrics_stand_side_by_side(tmp_path):
     assert tuple(pictures(draw_all(groups, tmp_path))) == ("accuracy", "auroc", *ALL[1:])
 
 
+def test_generated_labels_have_a_plot_of_their_own(tmp_path):
+    made = {**EVERY, "label_usage": 3.1, "label_entropy": 0.0}
+    groups = {"stl": [make_run(tmp_path, "stl", 0)], "maxl": [make_run(tmp_path, "maxl", 0, columns=made)]}
+    groups["new"] = [make_run(tmp_path, "new", 0, steps=(), done=False)]
+    assert tuple(pictures(draw_all(groups, tmp_path))) == (*ALL[:3], "labels", *ALL[3:])
+
+
 def test_fourteen_tasks_look_different():
     looks = {(look["color"], str(look["linestyle"])) for look in map(_task_look, range(14))}
     assert len(looks) == 14
