@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from auxjax import Generator, Policy, TaskLosses, TaskModel
-from auxjax.models import VGG, ConvNet
+from auxjax.models import VGG, ConvNet, head_on
 from auxjax.soft_labels import focal_losses
-from experiments import batches, vision
+from experiments import vision
 from experiments.common_options import common_options
 
 PRIMARY, HEAD = "class", "auxiliary"
@@ -39,31 +39,25 @@ def task_model(network, manual: str, sub_classes: int, gamma: float) -> TaskMode
         if manual == "human":
             labels = batch["label"] * sub_classes + batch["sub_label"]
         else:
-            labels = chance(batch["index"], auxiliary.shape[-1])
+            labels = vision.chance(batch["index"], auxiliary.shape[-1])
         values = {PRIMARY: _at(primary, batch["label"]), manual: _at(auxiliary, labels)}
         return TaskLosses(values, features=out.features, state=new_state, label_losses=auxiliary)
 
     def feature_loss(params, features, labels, model_state=None):
         del model_state
-        head = params[f"head_{HEAD}"]
-        made, wanted = labels.shape[-1], head["bias"].shape[-1]
-        if made != wanted:
+        logits = head_on(params, HEAD, features)
+        if labels.shape != logits.shape:
             raise ValueError(
-                f"The generated labels have {made} classes, and the auxiliary head {wanted}: leave num_generated as it "
-                "is, or change sub_classes."
+                f"The generated labels have {labels.shape[-1]} classes, the auxiliary head {logits.shape[-1]}: leave "
+                "num_generated as it is, or change sub_classes."
             )
-        return jnp.sum(labels * focal_losses(features @ head["kernel"] + head["bias"], gamma=gamma), axis=-1)
+        return jnp.sum(labels * focal_losses(logits, gamma=gamma), axis=-1)
 
     return TaskModel(losses, primary=PRIMARY, trunk=lambda path: "trunk" in path, feature_loss=feature_loss)
 
 
 def _at(values, labels):
     return jnp.take_along_axis(values, labels[:, None], axis=1)[:, 0]
-
-
-def chance(index, count: int):
-    """A class in [0, count) for the example at each place in the data: a hash, fixed for the whole run."""
-    return ((index.astype(jnp.uint32) * jnp.uint32(2654435761) >> jnp.uint32(12)) % jnp.uint32(count)).astype(jnp.int32)
 
 
 def generator(heads: dict[str, int], channels: tuple[int, ...], shape: tuple[int, ...], outputs) -> Generator:
@@ -126,25 +120,3 @@ def primary_label(batch):
 def batch_index(batch):
     """`ids=` of the methods."""
     return batch["index"]
-
-
-def draw(batch_size: int, padding: int | None):
-    """`(data, key) -> batch`; with random crops and mirror images unless `padding` is `None`."""
-    if padding is None:
-        return batches.draw(batch_size)
-    augment = vision.crop_and_flip(padding)
-
-    def augmented(batch, key):
-        return {**batch, "image": augment(batch["image"], key)}
-
-    return batches.draw(batch_size, augment=augmented)
-
-
-def init_params(network, shape: tuple[int, ...]):
-    """`key -> (params, model_state)`."""
-
-    def init(key):
-        variables = network.init(key, jnp.zeros((1, *shape), jnp.float32))
-        return variables["params"], {"batch_stats": variables["batch_stats"]}
-
-    return init

@@ -72,13 +72,18 @@ def task_model(network, auxiliary: tuple[str, ...]) -> TaskModel:
     return TaskModel(losses, primary=PRIMARY, trunk=lambda path: "trunk" in path)
 
 
+def chance(indices, num_classes: int):
+    """A class in [0, num_classes) for the example at each place in the data: a hash, fixed for the whole run."""
+    hashed = indices.astype(jnp.uint32) * jnp.uint32(2654435761) >> jnp.uint32(16)
+    return (hashed % jnp.uint32(num_classes)).astype(jnp.int32)
+
+
 def batch_of(data, indices):
-    """The examples at `indices`; the decoy's label is a hash of the example's place, fixed for the whole run."""
-    decoy = (indices.astype(jnp.uint32) * jnp.uint32(2654435761) >> jnp.uint32(16)) % jnp.uint32(DECOY_CLASSES)
-    return {**batches.take(data, indices), "decoy": decoy.astype(jnp.int32)}
+    """The examples at `indices`, with the decoy's labels."""
+    return {**batches.take(data, indices), "decoy": chance(indices, DECOY_CLASSES)}
 
 
-def draw(batch_size: int, augment=None):
+def draw(batch_size: int, augment=None, batch_of=batch_of):
     """`(data, key) -> batch`, see `batches.draw`; `augment(images, key)` if given."""
     if augment is None:
         return batches.draw(batch_size, batch_of)
@@ -120,6 +125,16 @@ def make_evaluate(network, chunk: int = 1000):
     return evaluate
 
 
+def init_params(network, shape: tuple[int, ...]):
+    """`key -> (params, model_state)` of a network with BatchNorm on images of a shape."""
+
+    def init(key):
+        variables = network.init(key, jnp.zeros((1, *shape), jnp.float32))
+        return variables["params"], {"batch_stats": variables["batch_stats"]}
+
+    return init
+
+
 def convnet_options(settings, shapes) -> dict[str, dict]:
     """Options of the methods that need some, for `convnet_experiment`."""
     return common_options(settings, shapes, settings.auxiliary, max_updates=200, fixed_weight=0.3)
@@ -136,16 +151,12 @@ def convnet_experiment(settings, method: str, shapes) -> Experiment:
     """
     network = ConvNet(heads=heads(shapes.num_classes, settings.auxiliary), channels=settings.channels, norm="batch")
 
-    def init_params(key):
-        variables = network.init(key, jnp.zeros((1, *shapes.inputs), jnp.float32))
-        return variables["params"], {"batch_stats": variables["batch_stats"]}
-
     return Experiment(
         model=task_model(network, settings.auxiliary),
         method=method_labels.make(method, convnet_options(settings, shapes)),
         optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
         inner_steps=settings.inner_steps,
-        init_params=init_params,
+        init_params=init_params(network, shapes.inputs),
         draw_inner=draw(settings.batch_size, crop_and_flip(settings.padding)),
         draw_outer=draw(settings.outer_batch_size),
         evaluate=make_evaluate(network),

@@ -229,6 +229,29 @@ def mask_of(out: TaskLosses, task: str):
     return (out.masks or {}).get(task)
 
 
+def features_of(method: str, out: TaskLosses, task: str) -> jax.Array:
+    """The trunk's features of a task, `[n_task, d]`, for methods that look at them.
+
+    Raises:
+      ValueError: there are none, or not a row for every example of the task.
+    """
+    features = out.features
+    if isinstance(features, Mapping):
+        features = features.get(task)
+    if features is None:
+        raise ValueError(
+            f"{method} needs the trunk's features, and TaskLosses.features has none for task {task!r}. Return "
+            "features=[n, d] (or {task: [n_task, d]}) with the losses."
+        )
+    wanted = out.values[task].shape[0]
+    if len(features.shape) != 2 or features.shape[0] != wanted:
+        raise ValueError(
+            f"TaskLosses.features for task {task!r} has shape {tuple(features.shape)}; wanted [{wanted}, d], one row "
+            "per example of the task."
+        )
+    return features
+
+
 def mean_losses(out: TaskLosses, tasks: Sequence[str]) -> jax.Array:
     """`[len(tasks)]`, the mean losses over the labelled examples of these tasks (0 where there are none)."""
     return masked_means({task: out.values[task] for task in tasks}, out.masks)

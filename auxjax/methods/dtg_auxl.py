@@ -277,12 +277,15 @@ def _inner(options, context, state, batch, key):
 def _metrics(options, context, joint: _Joint) -> dict[str, jax.Array]:
     """The common metrics, the generated task's, and `collapse/<term of R>`."""
     out, dtype = joint.loss.out, joint.loss.total.dtype
-    metrics = {"loss/generated": joint.loss.generated, "weight/generated": jnp.asarray(options.weight, dtype)}
-    if options.generator.task == "classification":
-        metrics = generation.metrics_of(context, joint.loss, generation.Labelling(joint.targets), options.weight)
-    collapse = _collapse(options, joint.pairs, joint.features, joint.targets)
-    metrics |= {f"collapse/{name}": value for name, value in collapse._asdict().items()}
-    return metrics | base.loss_metrics(out, _loss_weights(options, context, out))
+    collapse = _collapse(options, joint.pairs, joint.features, joint.targets)._asdict()
+    classes = options.generator.task == "classification"
+    return {
+        **base.loss_metrics(out, _loss_weights(options, context, out)),
+        "loss/generated": joint.loss.generated,
+        "weight/generated": jnp.asarray(options.weight, dtype),
+        **{f"collapse/{name}": value for name, value in collapse.items()},
+        **(generation.label_metrics(joint.targets, joint.pairs.mask) if classes else {}),
+    }
 
 
 def _outer(options, context, state, inner_batch, outer_batch, key):

@@ -98,21 +98,27 @@ def descend_on(context, state, batch, key, labelling: Labelling, weight: float):
 
 
 def metrics_of(context, joint: JointLoss, labelling: Labelling, weight: float) -> dict[str, jax.Array]:
-    """The common metrics, and how the labels are used.
+    """The common metrics, those of the generated task, and `label_metrics`."""
+    mask = base.mask_of(joint.out, context.model.primary)
+    one = jnp.ones((), joint.total.dtype)
+    mean_weight = one if labelling.weights is None else masked_mean(labelling.weights, mask)
+    return {
+        **base.loss_metrics(joint.out, {context.model.primary: one}),
+        "loss/generated": joint.generated,
+        "weight/generated": weight * mean_weight,
+        **label_metrics(labelling.labels, mask),
+    }
+
+
+def label_metrics(labels: jax.Array, mask) -> dict[str, jax.Array]:
+    """How generated labels `[n, classes]` are used, in nats.
 
     `label_entropy` is the mean entropy of one label, 0 where all are hard; `label_usage` the entropy of the batch's
-    mean label, 0 where all are the same. Both in nats.
+    mean label, 0 where all are the same.
     """
-    mask = base.mask_of(joint.out, context.model.primary)
-    metrics = base.loss_metrics(joint.out, {context.model.primary: jnp.ones((), joint.total.dtype)})
-    weights = (
-        jnp.ones(labelling.labels.shape[:1], joint.total.dtype) if labelling.weights is None else labelling.weights
-    )
-    usage = soft_labels.mean_label(labelling.labels, mask)
-    return metrics | {
-        "loss/generated": joint.generated,
-        "weight/generated": weight * masked_mean(weights, mask),
-        "label_entropy": soft_labels.mean_entropy(labelling.labels, mask),
+    usage = soft_labels.mean_label(labels, mask)
+    return {
+        "label_entropy": soft_labels.mean_entropy(labels, mask),
         "label_usage": -soft_labels.negative_entropy(usage),
     }
 

@@ -119,7 +119,7 @@ def _init(options, context, state, batch, key):
     if not tasks:
         raise ValueError("jtds(schedule_primary=False) has nothing to schedule: the model has no auxiliary task.")
     schedule = {
-        task: _init_schedule(jax.random.fold_in(key, index), _features_of(out, task))
+        task: _init_schedule(jax.random.fold_in(key, index), base.features_of("jtds", out, task))
         for index, task in enumerate(tasks)
     }
     problem = _problem(options, context, state.model_state, key)
@@ -131,14 +131,14 @@ def _weights_of(options, context, schedule, out):
     shared = not isinstance(out.features, Mapping)
     alike = {}
     for task in schedule:
-        losses, features = out.values[task], _features_of(out, task)
+        losses, features = out.values[task], base.features_of("jtds", out, task)
         key = (losses.shape, losses.dtype, features.shape, features.dtype, base.mask_of(out, task) is None)
         alike.setdefault(key, []).append(task)
     weights = {} if options.schedule_primary else {context.model.primary: 1.0}
     for tasks in alike.values():
         parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(schedule[task] for task in tasks))
         losses = jnp.stack([out.values[task] for task in tasks])
-        features = out.features if shared else jnp.stack([_features_of(out, task) for task in tasks])
+        features = out.features if shared else jnp.stack([base.features_of("jtds", out, task) for task in tasks])
         masks = [base.mask_of(out, task) for task in tasks]
         masks = None if masks[0] is None else jnp.stack(masks)
         weigh = jax.vmap(partial(_weigh, options), in_axes=(0, 0, None if shared else 0, None if masks is None else 0))
@@ -207,24 +207,6 @@ def standardised(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
     centred = centred / jnp.where(peak > 0, peak, jnp.ones_like(peak))
     # Under the root: its derivative at 0 is finite, so equal losses do not make NaN in the exact Jacobian.
     return centred * jax.lax.rsqrt(masked_mean(centred**2, labelled) + 1e-12)
-
-
-def _features_of(out: base.TaskLosses, task: str):
-    features = out.features
-    if isinstance(features, Mapping):
-        features = features.get(task)
-    if features is None:
-        raise ValueError(
-            f"jtds compares the trunk's features with a prototype, and TaskLosses.features has none for task {task!r}. "
-            "Return features=[n, d] (or {task: [n_task, d]}) with the losses."
-        )
-    wanted = out.values[task].shape[0]
-    if len(features.shape) != 2 or features.shape[0] != wanted:
-        raise ValueError(
-            f"TaskLosses.features for task {task!r} has shape {tuple(features.shape)}; wanted [{wanted}, d], one "
-            "row per example of the task."
-        )
-    return features
 
 
 def _init_schedule(key, features) -> TaskSchedule:

@@ -74,20 +74,22 @@ def maxl(
         state is made).
     """
     return make_method(
-        "maxl",
-        generator=generator,
-        labelling=partial(_labelling, labels, sub_classes),
-        labels=labels,
-        sub_classes=sub_classes,
-        auxiliary_weight=auxiliary_weight,
-        entropy_weight=entropy_weight,
-        sharpness_weight=sharpness_weight,
-        outer_optimizer=outer_optimizer,
-        form=form,
-        look_ahead_steps=look_ahead_steps,
-        epsilon=epsilon,
-        hypergradient=hypergradient,
-        reuse_batch=reuse_batch,
+        Options(
+            name="maxl",
+            generator=generator,
+            labelling=partial(_labelling, labels, sub_classes),
+            labels=labels,
+            sub_classes=sub_classes,
+            auxiliary_weight=auxiliary_weight,
+            entropy_weight=entropy_weight,
+            sharpness_weight=sharpness_weight,
+            outer_optimizer=outer_optimizer,
+            form=form,
+            look_ahead_steps=look_ahead_steps,
+            epsilon=epsilon,
+            hypergradient=hypergradient,
+            reuse_batch=reuse_batch,
+        )
     )
 
 
@@ -101,99 +103,76 @@ def _labelling(labels, sub_classes, outputs, batch) -> generation.Labelling:
     return generation.Labelling(soft_labels.masked_softmax(outputs, labels(batch), sub_classes))
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
+    """What `maxl` and `wamal` take, and how the generator's outputs are read: `labelling(outputs, batch)`."""
+
     name: str
     generator: generation.Generator
-    labelling: Callable  # (outputs of the generator, batch) -> Labelling
+    labelling: Callable[[Any, Any], generation.Labelling]
     labels: Callable
-    weight: float
+    sub_classes: int
+    auxiliary_weight: float
     entropy_weight: float
     sharpness_weight: float
-    optimizer: optax.GradientTransformation
+    outer_optimizer: optax.GradientTransformation | None
     form: str
     look_ahead_steps: int
     epsilon: float
     hypergradient: Any
     reuse_batch: bool
 
+    def label(self, meta, batch) -> generation.Labelling:
+        """The generated labels of a batch."""
+        return self.labelling(self.generator.apply(meta, batch), batch)
 
-def make_method(
-    name: str,
-    *,
-    generator,
-    labelling: Callable,
-    labels: Callable,
-    sub_classes: int,
-    auxiliary_weight: float,
-    entropy_weight: float,
-    sharpness_weight: float,
-    outer_optimizer,
-    form: str,
-    look_ahead_steps: int,
-    epsilon: float,
-    hypergradient,
-    reuse_batch: bool,
-) -> base.Method:
+
+def make_method(options: Options) -> base.Method:
     """MAXL and WAMAL, which differ in what they read from the generator's outputs."""
-    generation.check_generator(name, generator)
-    generation.check_weight(
-        name,
-        auxiliary_weight=auxiliary_weight,
-        entropy_weight=entropy_weight,
-        sharpness_weight=sharpness_weight,
+    _check_options(options)
+    weight = options.auxiliary_weight
+    level = outer_level.make_outer_level(
+        options.name, options.outer_optimizer, options.hypergradient, False, default_rate=1e-3
     )
-    if not callable(labels):
-        raise TypeError(f"{name}(labels=): wanted a function of the batch, got {type(labels).__name__}.")
-    if form not in FORMS:
-        raise ValueError(f"{name}(form={form!r}): wanted one of {', '.join(FORMS)}.")
-    for option, value in (("sub_classes", sub_classes), ("look_ahead_steps", look_ahead_steps)):
+    options = options._replace(outer_optimizer=level.optimizer)
+
+    def inner(context, state, batch, key):
+        return generation.descend_on(context, state, batch, key, options.label(state.method.meta, batch), weight)
+
+    def weights(context, state, batch, key):
+        made = options.label(state.method.meta, batch)
+        return generation.reported_weights(context, state, batch, key, made, weight)
+
+    return base.Method(partial(_init, options), inner, partial(_outer, options), weights)
+
+
+def _check_options(options: Options) -> None:
+    name = options.name
+    generation.check_generator(name, options.generator)
+    weights = ("auxiliary_weight", "entropy_weight", "sharpness_weight")
+    generation.check_weight(name, **{option: getattr(options, option) for option in weights})
+    if not callable(options.labels):
+        raise TypeError(f"{name}(labels=): wanted a function of the batch, got {type(options.labels).__name__}.")
+    if options.form not in FORMS:
+        raise ValueError(f"{name}(form={options.form!r}): wanted one of {', '.join(FORMS)}.")
+    for option in ("sub_classes", "look_ahead_steps"):
+        value = getattr(options, option)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}({option}={value!r}): wanted a whole number of at least 1.")
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"{name}(epsilon={epsilon}): wanted a finite number > 0.")
-    if form == "finite_difference" and look_ahead_steps > 1:
-        raise ValueError(f"{name}(form='finite_difference') looks one step ahead; got {look_ahead_steps=}.")
-    if hypergradient is not None and (form != "exact" or look_ahead_steps > 1):
+    if not 0 < options.epsilon < float("inf"):
+        raise ValueError(f"{name}(epsilon={options.epsilon}): wanted a finite number > 0.")
+    steps = options.look_ahead_steps
+    if options.form == "finite_difference" and steps > 1:
+        raise ValueError(f"{name}(form='finite_difference') looks one step ahead; got look_ahead_steps={steps}.")
+    if options.hypergradient is not None and (options.form != "exact" or steps > 1):
         raise ValueError(
             f"{name}(hypergradient=) is used instead of a look-ahead; leave form and look_ahead_steps out."
         )
-    level = outer_level.make_outer_level(name, outer_optimizer, hypergradient, False, default_rate=1e-3)
-    options = _Options(
-        name,
-        generator,
-        labelling,
-        labels,
-        auxiliary_weight,
-        entropy_weight,
-        sharpness_weight,
-        level.optimizer,
-        form,
-        look_ahead_steps,
-        epsilon,
-        hypergradient,
-        reuse_batch,
-    )
-
-    def inner(context, state, batch, key):
-        return generation.descend_on(context, state, batch, key, label(state.method.meta, batch), auxiliary_weight)
-
-    def label(meta, batch):
-        return labelling(generator.apply(meta, batch), batch)
-
-    def weights(context, state, batch, key):
-        return generation.reported_weights(
-            context, state, batch, key, label(state.method.meta, batch), auxiliary_weight
-        )
-
-    return base.Method(partial(_init, options), inner, partial(_outer, options), weights)
 
 
 def _init(options, context, state, batch, key):
     generation.primary_labels(options.name, options.labels, batch)
     meta = options.generator.init(key, batch)
-    found = jax.eval_shape(
-        lambda meta, batch: options.labelling(options.generator.apply(meta, batch), batch), meta, batch
-    )
+    found = jax.eval_shape(options.label, meta, batch)
     generation.check_model(options.name, context, state, batch, key, found.labels.shape[-1])
     problem = _problem(options, context, state.model_state, key)
     return outer_level.init_outer(_level(options, context, state), problem, state.params, meta, batch, key)
@@ -216,16 +195,13 @@ def _level(options, context, state) -> outer_level.OuterLevel:
         estimator = unrolled(options.look_ahead_steps, context.optimizer, opt_state=state.opt_state)
     elif estimator is None:
         estimator = one_step(context.optimizer, opt_state=state.opt_state)
-    return outer_level.OuterLevel(options.optimizer, estimator)
+    return outer_level.OuterLevel(options.outer_optimizer, estimator)
 
 
 def _problem(options, context, model_state, key) -> BilevelProblem:
-    def labelling(meta, batch):
-        return options.labelling(options.generator.apply(meta, batch), batch)
-
     def inner(params, meta, batch):
-        made = labelling(meta, batch)
-        return generation.joint_loss(context, params, model_state, batch, key, made, options.weight).total
+        made = options.label(meta, batch)
+        return generation.joint_loss(context, params, model_state, batch, key, made, options.auxiliary_weight).total
 
     def outer(params, meta, batch):
         out = base.evaluate(context.model, params, model_state, batch, key)
@@ -233,7 +209,7 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
         loss = base.mean_losses(out, (context.model.primary,))[0]
         if options.entropy_weight == options.sharpness_weight == 0:
             return loss
-        made = labelling(meta, batch).labels
+        made = options.label(meta, batch).labels
         spread = soft_labels.negative_entropy(soft_labels.mean_label(made, mask), context.reduce)
         return loss + options.entropy_weight * spread + options.sharpness_weight * soft_labels.mean_entropy(made, mask)
 

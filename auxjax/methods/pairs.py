@@ -6,7 +6,7 @@ with f the trunk's features and j(i) drawn at random: the next primary instance 
 another task. Divided by s, what is generated does not depend on the features' scale, which changes as the trunk learns.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -109,19 +109,7 @@ def _shuffled(key, count, mask):
 
 def _features_of(method, out, task):
     """A task's features; 0 where the task has no label, for what is there may be NaN."""
-    features = out.features
-    features = features.get(task) if isinstance(features, Mapping) else features
-    if features is None:
-        raise ValueError(
-            f"{method} generates from the trunk's features, and TaskLosses.features has none for task {task!r}. Return "
-            "features=[n, d] (or {task: [n_task, d]}) with the losses."
-        )
-    wanted = out.values[task].shape[0]
-    if len(features.shape) != 2 or features.shape[0] != wanted:
-        raise ValueError(
-            f"TaskLosses.features for task {task!r} has shape {tuple(features.shape)}; wanted [{wanted}, d], one row "
-            "per example of the task."
-        )
+    features = base.features_of(method, out, task)
     return _where(base.mask_of(out, task), features.astype(accumulation_dtype(features)))
 
 

@@ -19,7 +19,7 @@ import optax
 from auxjax import soft_labels
 from auxjax.losses import masked_mean
 from auxjax.methods import base, generation
-from auxjax.methods.maxl import make_method
+from auxjax.methods.maxl import Options, make_method
 
 
 def wamal(
@@ -59,20 +59,22 @@ def wamal(
     """
     generation.check_weight("wamal", weight_range=weight_range)
     return make_method(
-        "wamal",
-        generator=generator,
-        labelling=partial(_labelling, labels, sub_classes, weight_range, normalise),
-        labels=labels,
-        sub_classes=sub_classes,
-        auxiliary_weight=auxiliary_weight,
-        entropy_weight=entropy_weight,
-        sharpness_weight=sharpness_weight,
-        outer_optimizer=outer_optimizer,
-        form=form,
-        look_ahead_steps=look_ahead_steps,
-        epsilon=epsilon,
-        hypergradient=hypergradient,
-        reuse_batch=reuse_batch,
+        Options(
+            name="wamal",
+            generator=generator,
+            labelling=partial(_labelling, labels, sub_classes, weight_range, normalise),
+            labels=labels,
+            sub_classes=sub_classes,
+            auxiliary_weight=auxiliary_weight,
+            entropy_weight=entropy_weight,
+            sharpness_weight=sharpness_weight,
+            outer_optimizer=outer_optimizer,
+            form=form,
+            look_ahead_steps=look_ahead_steps,
+            epsilon=epsilon,
+            hypergradient=hypergradient,
+            reuse_batch=reuse_batch,
+        )
     )
 
 

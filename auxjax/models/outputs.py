@@ -61,3 +61,31 @@ def apply_heads(
             x = nn.relu(nn.Dense(width, dtype=dtype, param_dtype=param_dtype, name=f"head_{task}_hidden_{i}")(x))
         outputs[task] = nn.Dense(size, dtype=dtype, param_dtype=param_dtype, name=f"head_{task}")(x)
     return Outputs(heads=outputs, features=features)
+
+
+def head_on(params: Mapping, task: str, features: jax.Array) -> jax.Array:
+    """A trained head on features of any origin, for `TaskModel.feature_loss`.
+
+    Args:
+      params: the model's parameters, `variables["params"]`.
+      task: a task that the model has a head for.
+      features: `[n, d]`, like `Outputs.features`.
+
+    Returns:
+      `[n, outputs of the task]`, what the model itself would make of these features.
+
+    Raises:
+      ValueError: no such head.
+    """
+    name = f"head_{task}"
+    if name not in params:
+        known = sorted(key.removeprefix("head_") for key in params if key.startswith("head_") and "_hidden_" not in key)
+        raise ValueError(f"head_on(task={task!r}): the parameters have heads for {known}.")
+    x, i = features, 0
+    while (hidden := f"{name}_hidden_{i}") in params:
+        x, i = nn.relu(_dense(params[hidden], x)), i + 1
+    return _dense(params[name], x)
+
+
+def _dense(layer: Mapping, x: jax.Array) -> jax.Array:
+    return x @ layer["kernel"] + layer["bias"][None, :]

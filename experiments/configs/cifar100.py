@@ -28,7 +28,7 @@ import dataclasses
 
 import optax
 
-from experiments import label_generation, method_labels, vision
+from experiments import batches, label_generation, method_labels, vision
 from experiments.data import cifar100
 from experiments.experiment import Experiment
 
@@ -88,10 +88,10 @@ def build(settings, method, shapes) -> Experiment:
         optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
         inner_steps=settings.inner_steps,
         outer_steps=settings.outer_steps,
-        init_params=label_generation.init_params(network, shapes.inputs),
-        draw_inner=label_generation.draw(settings.batch_size, settings.padding),
-        draw_outer=label_generation.draw(settings.outer_batch_size, None),
+        init_params=vision.init_params(network, shapes.inputs),
+        draw_inner=vision.draw(settings.batch_size, vision.crop_and_flip(settings.padding), batches.take),
+        draw_outer=batches.draw(settings.outer_batch_size),
         evaluate=vision.make_evaluate(network),
         metric="accuracy",
-        batch_of=label_generation.batches.take,
+        batch_of=batches.take,
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from auxjax.soft_labels import focal_losses
-from experiments import label_generation
+from experiments import label_generation, vision
 from tests.experiments.commands import assert_same_run, call, copy_interrupted, read
 
 pytestmark = pytest.mark.usefixtures("single_precision")
@@ -60,7 +60,7 @@ def batch_of(count=6):
 
 def model_of(manual):
     network = label_generation.make_network("convnet", 4, 3, (4,))
-    params, model_state = label_generation.init_params(network, (8, 8, 3))(jax.random.key(0))
+    params, model_state = vision.init_params(network, (8, 8, 3))(jax.random.key(0))
     return label_generation.task_model(network, manual, 3, 2.0), params, model_state
 
 
@@ -84,7 +84,7 @@ def test_the_decoy_knows_neither_image_nor_class():
     other = {**batch, "label": (batch["label"] + 1) % 4, "sub_label": 1 - batch["sub_label"]}
     values = [model.losses(params, b, jax.random.key(0), model_state).values["decoy"] for b in (batch, other)]
     np.testing.assert_array_equal(*values)
-    counts = np.bincount(label_generation.chance(jnp.arange(12_000), 12), minlength=12)
+    counts = np.bincount(vision.chance(jnp.arange(12_000), 12), minlength=12)
     assert counts.min() > 800
     assert counts.max() < 1200
 
@@ -93,8 +93,8 @@ def test_the_primary_loss_is_focal():
     model, params, model_state = model_of("human")
     batch = batch_of()
     network = label_generation.make_network("convnet", 4, 3, (4,))
-    images = label_generation.vision.to_float(batch["image"])
-    out, _ = label_generation.vision.forward(network, params, model_state, images)
+    images = vision.to_float(batch["image"])
+    out, _ = vision.forward(network, params, model_state, images)
     wanted = focal_losses(out.heads["class"])[jnp.arange(6), batch["label"]]
     np.testing.assert_allclose(model.losses(params, batch, None, model_state).values["class"], wanted, rtol=1e-6)
 
