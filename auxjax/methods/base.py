@@ -105,12 +105,16 @@ class Method(NamedTuple):
         `None` for methods without an outer level. It leaves `state.model_state` alone.
       weights: `(context, state, batch, key) -> {task: scalar or [n_task]}`, the weights the method gives this batch,
         to look at; `None` for methods that have none.
+      whole_batch: the method looks at the batch as a whole (at pairs of its examples, at rows of a table), where a mean
+        over replicas is not enough. Inside `pmap` every replica then gets all of it, and does the same work; a batch
+        that is sharded under jit is divided all the same.
     """
 
     init: Callable[..., Any]
     inner: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     outer: Callable[..., tuple[TrainState, dict[str, jax.Array]]] | None = None
     weights: Callable[..., dict[str, jax.Array]] | None = None
+    whole_batch: bool = False
 
 
 def evaluate(model: TaskModel, params, model_state, batch, key) -> TaskLosses:

@@ -76,13 +76,13 @@ def dtg_auxl(
     Returns:
       A `Method`. The model must return `features` and have a `feature_loss`. Inner update: one gradient. Outer update:
       one outer gradient, the solver's matrix-vector products and a forward-mode pass; R is taken on the features of the
-      outer batch, which are there already. Examples without a primary label generate nothing. Replicas inside `pmap`
-      would pair within their own part of the batch, and are refused; sharded batches serve.
+      outer batch, which are there already. Examples without a primary label generate nothing. Inside `pmap` every
+      replica takes the whole batch, whose instances are paired.
 
     Raises:
       TypeError: an option of the wrong type.
-      ValueError: an impossible option; a model without features or feature loss, or with other shapes, a reduction over
-        replicas (when the state is made).
+      ValueError: an impossible option; a model without features or feature loss, or with other shapes (when the state
+        is made).
     """
     numbers = {"auxiliary_weight": auxiliary_weight, "manual_weight": manual_weight}
     numbers |= {"regularisation_weight": regularisation_weight, "target_weight": target_weight}
@@ -113,7 +113,8 @@ def dtg_auxl(
         primary = found[context.model.primary]
         return found | {"generated": jnp.full(primary.shape, auxiliary_weight, primary.dtype)}
 
-    return base.Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+    three = (partial(_init, options), partial(_inner, options), partial(_outer, options))
+    return base.Method(*three, weights, whole_batch=True)
 
 
 class _Options(NamedTuple):
@@ -228,11 +229,6 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
 
 
 def _init(options, context, state, batch, key):
-    if context.reduce is not base.no_reduction:
-        raise ValueError(
-            "dtg_auxl cannot run inside pmap: replicas would pair the instances of their own part of the batch. Shard "
-            "the batch instead."
-        )
     if context.model.feature_loss is None:
         raise ValueError(
             "dtg_auxl generates features and labels, and the model has no loss of them. Give TaskModel(feature_loss=), "

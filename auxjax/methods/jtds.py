@@ -64,7 +64,8 @@ def jtds(
         with state, such as `amortise(...)` or `single_loop()`, whose state becomes part of the training state.
       activation: s for the task and feature factors: "sigmoid" (the paper; weights below 1) or "softplus" (the
         authors' code; unbounded above).
-      standardise: give the loss filter losses with mean 0 and variance 1 over the labelled examples of the batch.
+      standardise: give the loss filter losses with mean 0 and variance 1 over the labelled examples of the batch (with
+        `jacobian="exact"` inside `pmap`, of the replica's part of it).
         Without it the filter has to follow the scale of the losses as training goes on and can end with the wrong sign.
       schedule_primary: weigh the primary task's examples, too; False gives them all weight 1.
       jacobian: "held_fixed" differentiates the inner update as the paper does, the weights constants in it.
@@ -141,18 +142,20 @@ def _weights_of(options, context, schedule, out):
         features = out.features if shared else jnp.stack([base.features_of("jtds", out, task) for task in tasks])
         masks = [base.mask_of(out, task) for task in tasks]
         masks = None if masks[0] is None else jnp.stack(masks)
-        weigh = jax.vmap(partial(_weigh, options), in_axes=(0, 0, None if shared else 0, None if masks is None else 0))
+        # The exact Jacobian goes through the standardisation, and a mean over replicas must not be differentiated.
+        weigh = partial(_weigh, options, base.no_reduction if options.exact else context.reduce)
+        weigh = jax.vmap(weigh, in_axes=(0, 0, None if shared else 0, None if masks is None else 0))
         weights |= base.by_task(tasks, weigh(parts, losses, features, masks))
     return weights
 
 
-def _weigh(options, part, losses, features, mask):
+def _weigh(options, reduce, part, losses, features, mask):
     """One task's weights, `[n]`."""
     losses, features = losses.astype(part.importance.dtype), features.astype(part.importance.dtype)
     if mask is not None:  # what is not labelled may be NaN, and 0 times NaN is NaN in the scheduler's gradient
         losses = jnp.where(mask, losses, jnp.zeros_like(losses))
         features = jnp.where(mask[:, None], features, jnp.zeros_like(features))
-    filtered = standardised(losses, mask) if options.standardise else losses
+    filtered = standardised(losses, mask, reduce) if options.standardise else losses
     believed = jax.nn.sigmoid(part.slope * filtered + part.offset)
     return options.squash(part.importance) * options.squash(features @ part.prototype) * believed
 
@@ -192,21 +195,22 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
     return state._replace(method=new), metrics
 
 
-def standardised(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
+def standardised(losses: jax.Array, mask: jax.Array | None, reduce: Callable = base.no_reduction) -> jax.Array:
     """Losses with mean 0 and variance 1 over the labelled examples; all 0 for one example or equal losses.
 
     Args:
       losses: `[n]`.
       mask: bool `[n]` or `None`; unlabelled examples get 0.
+      reduce: mean over replicas that see a part of the batch each; not to be differentiated through.
     """
     labelled = jnp.ones(losses.shape, bool) if mask is None else mask
     safe = jnp.where(labelled, losses, jnp.zeros((), losses.dtype))
-    centred = jnp.where(labelled, safe - masked_mean(safe, labelled), jnp.zeros((), losses.dtype))
+    centred = jnp.where(labelled, safe - reduce(masked_mean(safe, labelled)), jnp.zeros((), losses.dtype))
     # First to a size of 1, held fixed: losses that are learnt by heart would be lost beside the 1e-12.
-    peak = jax.lax.stop_gradient(jnp.max(jnp.abs(centred)))
+    peak = reduce(jax.lax.stop_gradient(jnp.max(jnp.abs(centred))))
     centred = centred / jnp.where(peak > 0, peak, jnp.ones_like(peak))
     # Under the root: its derivative at 0 is finite, so equal losses do not make NaN in the exact Jacobian.
-    return centred * jax.lax.rsqrt(masked_mean(centred**2, labelled) + 1e-12)
+    return centred * jax.lax.rsqrt(reduce(masked_mean(centred**2, labelled)) + 1e-12)
 
 
 def _init_schedule(key, features) -> TaskSchedule:

@@ -54,12 +54,11 @@ def n_jtds(
 
     Returns:
       A `Method`. Inner update: one gradient. Outer update: as `jtds`. Memory: the table and its optimiser's state.
-      Replicas inside `pmap` would each update their own copy of the table, and are refused; sharded batches serve.
+      Inside `pmap` every replica takes the whole batch, or their tables would drift apart.
 
     Raises:
       TypeError: `ids` is no function.
-      ValueError: an impossible option; ids that do not fit the losses, a reduction over replicas (when the state is
-      made).
+      ValueError: an impossible option; ids that do not fit the losses (when the state is made).
     """
     if not callable(ids):
         raise TypeError(f"n_jtds(ids=): wanted a function from a batch to the ids of its examples, got {ids!r}.")
@@ -90,7 +89,7 @@ def n_jtds(
         out = base.loss_shapes(context, state, batch, key)
         return base.constant_weights(_weights_of(options, context, rows), out)
 
-    return base.Method(partial(_init, options), inner, partial(_outer, options), weights)
+    return base.Method(partial(_init, options), inner, partial(_outer, options), weights, whole_batch=True)
 
 
 class _Options(NamedTuple):
@@ -118,10 +117,6 @@ class _Options(NamedTuple):
 
 
 def _init(options, context, state, batch, key):
-    if context.reduce is not base.no_reduction:
-        raise ValueError(
-            "n_jtds cannot run inside pmap: replicas would update their own tables. Shard the batch instead."
-        )
     out = base.loss_shapes(context, state, batch, key)
     tasks = sorted(out.values) if options.schedule_primary else base.auxiliary_or_raise("n_jtds", context, out)
     if isinstance(options.num_examples, Mapping) and set(tasks) - set(options.num_examples):

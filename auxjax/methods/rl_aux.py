@@ -113,11 +113,11 @@ def rl_aux(
       after the step), `reward`, `reward_spread` (standard deviation over roll-outs), `diverged`, and, means over
       epochs, `policy_entropy` (nats per example), `clip_fraction` and, with that baseline, `value_loss`.
 
-      Replicas inside `pmap` would draw the same actions for different examples, and are refused; sharded batches serve.
+      Inside `pmap` every replica takes the whole batch: roll-outs judge its labels together.
 
     Raises:
       ValueError, TypeError: an impossible option; outputs of the policy that do not fit it, a model without an
-        auxiliary head or with one of another width, a reduction over replicas (when the state is made, or updated).
+        auxiliary head or with one of another width (when the state is made).
     """
     optimizer = optax.adam(3e-4) if outer_optimizer is None else outer_optimizer
     options = _Options(
@@ -152,7 +152,7 @@ def rl_aux(
         made = _chosen(options, state, batch, action_key)
         return generation.reported_weights(context, state, batch, model_key, made, auxiliary_weight)
 
-    return base.Method(partial(_init, options), inner, partial(_outer, options), weights)
+    return base.Method(partial(_init, options), inner, partial(_outer, options), weights, whole_batch=True)
 
 
 class _Options(NamedTuple):
@@ -184,16 +184,7 @@ def _chosen(options, state, batch, key) -> generation.Labelling:
     return policies.labelling(options.reading, actions, decision, accumulation_dtype(state.params))
 
 
-def _refuse_replicas(context) -> None:
-    if context.reduce is not base.no_reduction:
-        raise ValueError(
-            "rl_aux cannot run inside pmap: replicas would draw the same actions for different examples. Shard the "
-            "batch instead."
-        )
-
-
 def _init(options, context, state, batch, key):
-    _refuse_replicas(context)
     meta = options.reading.generator.init(key, batch)
 
     def shapes(meta, batch):
@@ -212,7 +203,6 @@ def _init(options, context, state, batch, key):
 
 
 def _outer(options, context, state, inner_batch, outer_batch, key):
-    _refuse_replicas(context)  # again: the state may have been made elsewhere
     model_key, action_key = jax.random.split(key)
     outer_batch = inner_batch if options.reuse_batch else outer_batch
     # Evaluated for its mask alone; jit drops the rest.

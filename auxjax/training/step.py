@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax.methods.base import Context, Method, TaskModel, loss_shapes
+from auxjax.methods.base import Context, Method, TaskModel, loss_shapes, no_reduction
 from auxjax.random_keys import check_key
-from auxjax.training.parallel import shard_batch
+from auxjax.training.parallel import place_state, replicate, shard_batch
 from auxjax.training.state import TrainState
 
 # Streams of the per-step key. Each use of randomness has its own, so that adding one leaves the others as they were.
@@ -33,7 +33,8 @@ def make_step(
     draw_inner: Callable[[Any, jax.Array], Any] | None = None,
     draw_outer: Callable[[Any, jax.Array], Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    reduce: Callable[[Any], Any] | None = None,
+    split_above: int | None = 2**20,
+    axis_name: str | None = None,
     loop: str | None = None,
     donate: bool = True,
 ):
@@ -59,8 +60,12 @@ def make_step(
         go through them backwards, from the last on, and round again.
       draw_outer: the same for `outer_batch`. Without it, `outer_batch` is one batch for all outer updates of the call,
         or, with `outer_steps` above 1, has a leading axis of `outer_steps`.
-      mesh: a device mesh with an axis "data"; batches are split over it inside the step. See `training.parallel`.
-      reduce: average over replicas, for steps that run inside `pmap`; leave it out everywhere else.
+      mesh: a device mesh with an axis "data"; batches are split over it inside the step, and the state lies on it. See
+        `training.parallel`.
+      split_above: entries from which on a leaf of the optimiser's or the method's state is split over the mesh, too;
+        see `place_state`.
+      axis_name: the axis of `pmap` (or `vmap`) whose replicas each get a part of the batch, for `training.replicas`;
+        leave it out everywhere else.
       loop: how updates repeat. "scan" compiles them into one program. "host" calls one compiled update `inner_steps`
         times, and another `outer_steps` times. `None` picks "host" on CPU, where XLA runs a convolution's gradient 15
         to 20 times slower inside a scan, and "scan" elsewhere.
@@ -75,9 +80,12 @@ def make_step(
       TypeError: an old-style key.
     """
     _check_options(model, method, optimizer, inner_steps, outer_steps, loop)
-    optimizer = optax.with_extra_args_support(optimizer)
-    context = Context(model, optimizer, reduce) if reduce else Context(model, optimizer)
-    plan = _Plan(context, method, inner_steps, outer_steps, draw_inner, draw_outer, mesh)
+    if mesh is not None and axis_name is not None:
+        raise ValueError("make_step: mesh= splits batches under jit, axis_name= is for replicas under pmap. Give one.")
+    context = Context(model, optax.with_extra_args_support(optimizer))
+    if axis_name is not None and not method.whole_batch:
+        context = context._replace(reduce=partial(jax.lax.pmean, axis_name=axis_name))
+    plan = _Plan(context, method, inner_steps, outer_steps, draw_inner, draw_outer, mesh, split_above, axis_name)
     loop = loop or ("host" if jax.default_backend() == "cpu" and max(inner_steps, outer_steps) > 1 else "scan")
     compiled = partial(jax.jit, donate_argnums=0) if donate else jax.jit
     inner_update, outer_update = partial(_inner_update, plan), partial(_outer_update, plan)
@@ -111,22 +119,28 @@ class _Plan(NamedTuple):
     draw_inner: Callable | None
     draw_outer: Callable | None
     mesh: jax.sharding.Mesh | None
+    split_above: int | None
+    axis_name: str | None
 
 
 def _init(plan, key, params, batch, model_state=None) -> TrainState:
+    # Made once and copied to all replicas, so outside of their averages.
+    plan = plan._replace(axis_name=None, context=plan.context._replace(reduce=no_reduction))
     check_key(key, "init(key=)")
     _check_params(params)
     # Copies: the step donates its state, and the caller's arrays are not ours to give away. Strong types: a state that
     # changed type after the first step would compile the step twice.
     params, model_state = jax.tree.map(_own, (params, model_state))
     key = jax.random.clone(key)
+    if plan.mesh is not None:
+        params, model_state, key = replicate((params, model_state, key), plan.mesh)
     opt_state = plan.context.optimizer.init(params)
     state = TrainState(jnp.zeros((), jnp.int32), key, params, opt_state, model_state)
-    batch = _pick(plan, batch, 0, jax.random.fold_in(key, _DRAW))
+    batch = _pick(plan, batch, 0, _draw_key(plan, key, _DRAW))
     loss_shapes(plan.context, state, batch, key)  # whatever the model returns is checked here, before any training
     method = plan.method.init(plan.context, state, batch, jax.random.fold_in(key, _INIT_METHOD))
     # Copies again: a donated state must not hold one array twice, as equal initial weights easily do.
-    return state._replace(method=jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), method))
+    return _whole(plan, state._replace(method=jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), method)))
 
 
 def _own(leaf):
@@ -154,14 +168,41 @@ def _check_stacked(level: str, steps: int, batch) -> None:
 
 
 def _place(plan, batch):
-    return batch if plan.mesh is None else shard_batch(batch, plan.mesh)
+    """A batch where it belongs: split over the mesh, on its replica, or, for methods that need it whole, gathered."""
+    if plan.mesh is not None:
+        return shard_batch(batch, plan.mesh)
+    if plan.axis_name is None or not plan.method.whole_batch:
+        return batch
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, plan.axis_name, tiled=True) if jnp.ndim(x) else x, batch)
+
+
+def _draw_key(plan, key, stream):
+    """The key that draws a batch: replicas draw from different data, or differently from the same."""
+    key = jax.random.fold_in(key, stream)
+    return key if plan.axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(plan.axis_name))
+
+
+def _whole(plan, state):
+    """The state after an update, the same on every device: replicas average what they saw of the model's statistics."""
+    if plan.mesh is not None:
+        return place_state(state, plan.mesh, plan.split_above)
+    if plan.axis_name is None:
+        return state
+    return state._replace(model_state=_mean(plan, state.model_state))
+
+
+def _mean(plan, tree):
+    """Mean over replicas of floats; counters are the same on all of them."""
+    floating = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.floating)  # noqa: E731
+    return jax.tree.map(lambda leaf: jax.lax.pmean(leaf, plan.axis_name) if floating(leaf) else leaf, tree)
 
 
 def _inner_update(plan, state, inner_batch, index):
     key = jax.random.fold_in(state.key, state.step)
-    batch = _pick(plan, inner_batch, index, jax.random.fold_in(key, _DRAW))
+    batch = _pick(plan, inner_batch, index, _draw_key(plan, key, _DRAW))
     state, metrics = plan.method.inner(plan.context, state, batch, jax.random.fold_in(key, _INNER))
-    return state._replace(step=state.step + jnp.int32(1)), metrics
+    state = state._replace(step=state.step + jnp.int32(1))
+    return _whole(plan, state), metrics if plan.axis_name is None else _mean(plan, metrics)
 
 
 def _outer_update(plan, state, inner_batch, outer_batch, index):
@@ -169,17 +210,18 @@ def _outer_update(plan, state, inner_batch, outer_batch, index):
     if plan.outer_steps > 1:
         key = jax.random.fold_in(key, _OUTER + 1 + index)  # the step counter stands still between outer updates
     last = plan.inner_steps - 1 - index % plan.inner_steps
-    inner = _pick(plan, inner_batch, last, jax.random.fold_in(key, _OUTER_DRAW_INNER))
+    inner = _pick(plan, inner_batch, last, _draw_key(plan, key, _OUTER_DRAW_INNER))
     if outer_batch is None:
         outer = inner
     elif plan.draw_outer is not None:
-        outer = _place(plan, plan.draw_outer(outer_batch, jax.random.fold_in(key, _OUTER_DRAW)))
+        outer = _place(plan, plan.draw_outer(outer_batch, _draw_key(plan, key, _OUTER_DRAW)))
     elif plan.outer_steps > 1:
         _check_stacked("outer", plan.outer_steps, outer_batch)
         outer = _place(plan, jax.tree.map(lambda leaf: leaf[index], outer_batch))
     else:
         outer = _place(plan, outer_batch)
-    return plan.method.outer(plan.context, state, inner, outer, jax.random.fold_in(key, _OUTER))
+    state, metrics = plan.method.outer(plan.context, state, inner, outer, jax.random.fold_in(key, _OUTER))
+    return _whole(plan, state), metrics if plan.axis_name is None else _mean(plan, metrics)
 
 
 def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, key) -> dict[str, jax.Array]:

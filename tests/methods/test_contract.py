@@ -158,47 +158,6 @@ def test_runs_may_be_vectorised(name, ordinary_promotion):
 
 # JTDS standardises losses over the examples that a replica sees, unless it is told not to. Three refuse replicas, which
 # their own tests check. The random labels' ids are those of the whole batch.
-REFUSE_REPLICAS = ("dtg_auxl", "n_jtds", "rl_aux")
-ON_REPLICAS = {"jtds": {"standardise": False}, "random_labels": {"ids": lambda batch: batch["id"]}}
-
-
-def without_keys(tree):
-    """PRNG keys as the numbers they hold, which can be compared."""
-
-    def plain(leaf):
-        return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-
-    return jax.tree.map(plain, tree)
-
-
-@pytest.mark.parametrize("name", [name for name in auxjax.methods.names() if name not in REFUSE_REPLICAS])
-def test_replicas_are_one_device(name, ordinary_promotion):
-    """Four replicas of a quarter of the batch each take the step of the whole batch."""
-    problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
-    method = auxjax.methods.get(name, **{**OPTIONS.get(name, {}), **ON_REPLICAS.get(name, {})})
-    for data in (problem, dev):
-        data.batch["id"] = jnp.arange(NUM_EXAMPLES)
-    optimizer = optax.sgd(0.05)
-    init, step = auxjax.make_step(linear_model(), method, optimizer, donate=False)
-    state = init(KEY, problem.params, problem.batch)
-    whole, _ = step(state, problem.batch, dev.batch)
-
-    def reduce(tree):
-        return jax.tree.map(lambda leaf: jax.lax.pmean(leaf, "device"), tree)
-
-    _, replica_step = auxjax.make_step(linear_model(), method, optimizer, reduce=reduce, donate=False)
-
-    def split(batch):
-        return jax.tree.map(lambda leaf: leaf.reshape(4, 2, *leaf.shape[1:]), batch)
-
-    run = jax.jit(jax.vmap(replica_step.__wrapped__, in_axes=(None, 0, 0), axis_name="device"))
-    parts, _ = run(state, split(problem.batch), split(dev.batch))
-    for replica in range(4):
-        one = jax.tree.map(lambda leaf, r=replica: leaf[r], parts)
-        found, wanted = ((tree.params, without_keys(tree.method)) for tree in (one, whole))
-        chex.assert_trees_all_close(found, wanted, rtol=1e-9, atol=1e-12)
-
-
 def test_one_auxiliary_task_is_enough(name, ordinary_promotion):
     problem, dev = LinearTasks.make(0, num_tasks=2), LinearTasks.make(1, num_tasks=2)
     options = {**OPTIONS.get(name, {}), **({"weights": {"aux0": 0.5}} if name == "fixed_weights" else {})}

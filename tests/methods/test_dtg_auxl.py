@@ -434,13 +434,6 @@ def test_four_devices_are_one():
     chex.assert_trees_all_close(*map(jax.device_get, found), rtol=1e-10, atol=1e-12)
 
 
-def test_replicas_are_refused():
-    problem = make(0)
-    init, _ = auxjax.make_step(model_of(), make_method(), optax.sgd(0.1), reduce=lambda tree: tree)
-    with pytest.raises(ValueError, match="Shard"):
-        init(KEY, problem.params, problem.batch)
-
-
 def test_half_precision_features_are_generated_in_single_precision(single_precision):
     problem = make(0)
     seen = []

@@ -134,14 +134,6 @@ def test_an_id_outside_of_the_table_shows():
     assert np.isnan(metrics["weight/primary"])
 
 
-def test_replicas_are_refused():
-    problem = with_ids(0)
-    method = auxjax.methods.get("n_jtds", **OPTIONS)
-    init, _ = auxjax.make_step(linear_model(), method, optax.sgd(0.1), reduce=lambda tree: tree)
-    with pytest.raises(ValueError, match="inside pmap"):
-        init(KEY, problem.params, problem.batch)
-
-
 @pytest.mark.parametrize(
     ("error", "options", "piece"),
     [

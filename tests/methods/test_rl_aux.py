@@ -608,18 +608,12 @@ def test_policies_that_do_not_fit_are_refused_when_the_state_is_made(apply, opti
         start(method, params, batch, optimizer=optax.sgd(0.1))
 
 
-def test_models_and_replicas_that_do_not_fit():
+def test_models_that_do_not_fit():
     params, batch = toy(0)
     method = method_of(table(np.zeros((3, 4))))
     headless = auxjax.TaskModel(lambda *given: toy_losses(*given)._replace(label_losses=None), "primary")
     with pytest.raises(ValueError, match=r"rl_aux.*label_losses"):
         start(method, params, batch, model=headless)
-    init, _ = auxjax.make_step(MODEL, method, MOMENTUM, reduce=lambda tree: jax.lax.pmean(tree, "device"))
-    with pytest.raises(ValueError, match=r"rl_aux.*pmap.*Shard"):
-        init(KEY, params, batch)
-    context, state = start(method, params, batch)
-    with pytest.raises(ValueError, match=r"rl_aux.*pmap.*Shard"):
-        method.outer(context._replace(reduce=lambda tree: tree), state, batch, batch, KEY)
     few = method_of(table(np.zeros((2, 4))), labels=lambda batch: batch["y"][:2])
     with pytest.raises(ValueError, match=r"labels=.*\(2,\).*\(3,\)"):
         start(few, params, batch)

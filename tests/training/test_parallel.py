@@ -1,50 +1,69 @@
-"""Sharded over four devices, a step gives what it gives on one."""
+"""Four devices train as one does, whatever the method: sharded under jit, or as replicas under pmap."""
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
 import auxjax
-from auxjax.training.parallel import data_mesh, replicate, shard_batch
+from auxjax.training.parallel import data_mesh, place_state, shard_batch
+from auxjax.training.replicas import first_replica, make_pmapped_step, split_over_replicas
+from auxjax.training.state import TrainState
+from tests.methods.test_contract import NUM_EXAMPLES, OPTIONS, with_state
 from tests.problems_training import LinearTasks, linear_model
-from tests.training.test_step import METHODS, draw
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 
-
-def train(name, mesh):
-    problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
-    init, step = auxjax.make_step(
-        linear_model(),
-        auxjax.methods.get(name, **METHODS[name]),
-        optax.adam(0.01),
-        inner_steps=4,
-        draw_inner=draw,
-        draw_outer=draw,
-        mesh=mesh,
-    )
-    data, dev_data, params = problem.batch, dev.batch, problem.params
-    if mesh is not None:
-        data, dev_data, params = replicate((data, dev_data, params), mesh)
-    state = init(jax.random.key(0), params, data)
-    if mesh is not None:
-        state = replicate(state, mesh)
-    for _ in range(5):
-        state, metrics = step(state, data, dev_data)
-    return state, metrics
+KEY = jax.random.key(0)
+STEPS = 20
+IDS = {"ids": lambda batch: batch["id"]}  # places in a replica's part are not places in the batch
 
 
-@pytest.mark.parametrize("name", list(METHODS))
-def test_four_devices_give_the_params_of_one(name):
-    one, metrics = train(name, None)
-    four, others = train(name, data_mesh(4))
-    assert one.step == 20
-    assert len(four.params["w"].sharding.device_set) == 4
-    np.testing.assert_allclose(one.params["w"], four.params["w"], rtol=1e-10, atol=1e-12)
-    for key in metrics:
-        np.testing.assert_allclose(metrics[key], others[key], rtol=1e-7, atol=1e-9, err_msg=key)
+def problems():
+    found = [LinearTasks.make(seed, num_tasks=3) for seed in (0, 1)]
+    for problem in found:
+        problem.batch["id"] = jnp.arange(NUM_EXAMPLES)
+    return found
+
+
+def make(name, how, **options):
+    """`(init, step, place)`; `place` puts a batch where the step wants it."""
+    given = OPTIONS.get(name, {}) | (IDS if name in ("n_jtds", "random_labels") else {})
+    parts = linear_model(), auxjax.methods.get(name, **given), optax.adam(0.01)
+    if how == "pmapped":
+        return *make_pmapped_step(*parts, **options), lambda batch: split_over_replicas(batch, 4)
+    mesh = data_mesh(4) if how == "sharded" else None
+    place = (lambda batch: shard_batch(batch, mesh)) if mesh else lambda batch: batch
+    return *auxjax.make_step(*parts, mesh=mesh, **options), place
+
+
+def train(name, how, **options):
+    problem, dev = problems()
+    init, step, place = make(name, how, **options)
+    inner, outer = place(problem.batch), place(dev.batch)
+    state = init(KEY, problem.params, inner)
+    for _ in range(STEPS):
+        state, metrics = step(state, inner, outer)
+    assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == (1 if how == "one" else 4)
+    return (first_replica(state), first_replica(metrics)) if how == "pmapped" else (state, metrics)
+
+
+def without_keys(tree):
+    """PRNG keys as the numbers they hold, which can be compared."""
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return jax.device_get(jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree))
+
+
+@pytest.mark.parametrize("name", auxjax.methods.names())
+def test_four_devices_train_as_one(name):
+    one, metrics = train(name, "one")
+    assert one.step == STEPS
+    for how in ("sharded", "pmapped"):
+        four, others = train(name, how)
+        chex.assert_trees_all_close(without_keys(four), without_keys(one), rtol=1e-10, atol=1e-12)
+        if how == "sharded":  # a metric of a pmapped step is a mean over parts of the batch
+            chex.assert_trees_all_close(jax.device_get(others), jax.device_get(metrics), rtol=1e-7, atol=1e-9)
 
 
 def test_a_batch_is_split_over_the_devices():
@@ -64,3 +83,100 @@ def test_a_batch_that_cannot_be_split_is_refused():
 def test_more_devices_than_there_are_is_refused():
     with pytest.raises(ValueError, match="this process sees 4 devices"):
         data_mesh(5)
+
+
+def test_statistics_of_the_model_are_the_same_on_every_replica():
+    """Means over the batch, as BatchNorm's: of the whole under sharding, the parts' averaged under pmap."""
+    problem, dev = problems()
+    start = {"mean": jnp.zeros(()), "count": jnp.zeros((), jnp.int32)}
+    parts = with_state(linear_model()), auxjax.methods.get("jtds"), optax.adam(0.01)
+    init, step = auxjax.make_step(*parts)
+    one, _ = step(init(KEY, problem.params, problem.batch, start), problem.batch, dev.batch)
+    init, step = make_pmapped_step(*parts)
+    inner, outer = (split_over_replicas(batch, 4) for batch in (problem.batch, dev.batch))
+    four, _ = step(init(KEY, problem.params, inner, start), inner, outer)
+    for replica in range(4):
+        found = jax.tree.map(lambda leaf, r=replica: leaf[r], four.model_state)
+        chex.assert_trees_all_close(found, one.model_state, rtol=1e-12)
+
+
+def test_several_updates_per_call_on_batches_of_their_own():
+    problem, dev = problems()
+    stack = lambda batch: jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf] * 2), batch)  # noqa: E731
+    inner, outer = stack(problem.batch), stack(dev.batch)
+    parts = linear_model(), auxjax.methods.get("maoal"), optax.adam(0.01)
+    counts = {"inner_steps": 4, "outer_steps": 4}
+    init, step = auxjax.make_step(*parts, **counts)
+    one, _ = step(init(KEY, problem.params, inner), inner, outer)
+    init, step = make_pmapped_step(*parts, **counts)
+    split = [split_over_replicas(batch, 4, stacked=True) for batch in (inner, outer)]
+    four, _ = step(init(KEY, problem.params, split[0]), *split)
+    chex.assert_trees_all_close(without_keys(first_replica(four)), without_keys(one), rtol=1e-10, atol=1e-12)
+
+
+def test_replicas_draw_from_their_own_data_and_share_the_noise_of_the_updates():
+    """Each draws two of its two examples, so together they see the whole batch; Langevin's noise is one for all."""
+    problem, dev = problems()
+
+    def draw(data, key):
+        order = jax.random.permutation(key, data["id"].shape[0])
+        return jax.tree.map(lambda leaf: leaf[order], data)
+
+    parts = (
+        linear_model(),
+        auxjax.methods.get("arml", form="two_stage", step_size=0.01, temperature=0.1),
+        optax.sgd(0.01),
+    )
+    init, step = auxjax.make_step(*parts)
+    one, _ = step(init(KEY, problem.params, problem.batch), problem.batch, dev.batch)
+    init, step = make_pmapped_step(*parts, draw_inner=draw, draw_outer=draw)
+    inner, outer = (split_over_replicas(batch, 4) for batch in (problem.batch, dev.batch))
+    four, _ = step(init(KEY, problem.params, inner), inner, outer)
+    for replica in range(4):
+        found = jax.tree.map(lambda leaf, r=replica: leaf[r], without_keys(four))
+        chex.assert_trees_all_close(found, without_keys(one), rtol=1e-10, atol=1e-12)
+
+
+def test_large_states_that_no_forward_pass_needs_are_split():
+    """A weight per training example and its moments lie on the devices in parts, and train as if they did not."""
+    problem, dev = problems()
+    found = []
+    for split_above in (8, None):
+        init, step, place = make("n_jtds", "sharded", split_above=split_above)
+        inner, outer = place(problem.batch), place(dev.batch)
+        state = init(KEY, problem.params, inner)
+        for at in (0, 1):
+            whole = jax.tree.leaves((state.params, state.key, state.step))
+            assert all(leaf.sharding.is_fully_replicated for leaf in whole), at
+            tables = [leaf for leaf in jax.tree.leaves(state.method) if leaf.shape == (NUM_EXAMPLES,)]
+            shapes = {leaf.addressable_shards[0].data.shape for leaf in tables}
+            assert shapes == {(NUM_EXAMPLES // 4 if split_above else NUM_EXAMPLES,)}, at
+            state, _ = step(state, inner, outer)
+        found.append(without_keys(state))
+    chex.assert_trees_all_close(*found, rtol=1e-12)
+
+
+def test_the_first_axis_that_can_be_shared_is_split():
+    state = TrainState(0, 0, jnp.zeros((8, 8)), {"moment": jnp.zeros((3, 8)), "odd": jnp.zeros((5, 7))}, None, ())
+    placed = place_state(state, data_mesh(4), split_above=8)
+    assert placed.params.sharding.is_fully_replicated
+    assert placed.opt_state["moment"].addressable_shards[0].data.shape == (3, 2)
+    assert placed.opt_state["odd"].sharding.is_fully_replicated
+
+
+def test_parts_for_other_replicas_are_refused():
+    problem, _ = problems()
+    init, step = make_pmapped_step(linear_model(), auxjax.methods.get("equal"), optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"init\(batch=\): .* split_over_replicas\(batch, 4\)"):
+        init(KEY, problem.params, problem.batch)
+    inner = split_over_replicas(problem.batch, 4)
+    with pytest.raises(ValueError, match=r"step\(outer_batch=\)"):
+        step(init(KEY, problem.params, inner), inner, problem.batch)
+    with pytest.raises(ValueError, match="6 examples, which 4 replicas"):
+        split_over_replicas({"x": jnp.zeros(6)}, 4)
+    with pytest.raises(ValueError, match="this process has 4 devices"):
+        make_pmapped_step(linear_model(), auxjax.methods.get("equal"), optax.sgd(0.1), num_devices=5)
+    with pytest.raises(ValueError, match="Give one"):
+        auxjax.make_step(
+            linear_model(), auxjax.methods.get("equal"), optax.sgd(0.1), mesh=data_mesh(4), axis_name="data"
+        )
