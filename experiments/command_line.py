@@ -10,7 +10,8 @@ import textwrap
 import jax
 
 from auxjax import methods
-from experiments import configs, interruption
+from auxjax.training.parallel import data_mesh
+from experiments import configs, interruption, processes
 
 
 def parser(program: str, doc: str) -> argparse.ArgumentParser:
@@ -24,6 +25,19 @@ def parser(program: str, doc: str) -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="inner updates, shortens (or lengthens) any run; rounded up to whole outer updates",
+    )
+    found.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="split every batch over N devices (default 1, and all there are with --distributed); a run may go on with "
+        "another number of them",
+    )
+    found.add_argument(
+        "--distributed",
+        metavar="HOW",
+        help="this is one of several processes that run the same command: auto (TPU slices, Slurm, Open MPI, "
+        "Kubernetes) or HOST:PORT,COUNT,INDEX; --out must be a folder that all of them see",
     )
     found.add_argument(
         "--set",
@@ -71,6 +85,17 @@ def settings(arguments: argparse.Namespace):
     """
     found = configs.override(configs.get(arguments.config).Settings(), arguments.assignments)
     return found if arguments.steps is None else dataclasses.replace(found, steps=arguments.steps)
+
+
+def mesh(arguments: argparse.Namespace):
+    """The device mesh the command line asks for, `None` for one device; joins the processes of the run first.
+
+    Raises:
+      ValueError: more devices than there are, fewer than all of them with several processes, or no such processes.
+    """
+    processes.start(arguments.distributed)
+    alone = jax.process_count() == 1
+    return None if alone and arguments.devices in (None, 1) else data_mesh(arguments.devices)
 
 
 def guarded(work) -> int:

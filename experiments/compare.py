@@ -14,7 +14,7 @@ import argparse
 import pathlib
 import sys
 
-from experiments import command_line, records, report, terminal
+from experiments import command_line, processes, records, report, terminal
 from experiments.method_labels import folder_of, parse, text_of
 from experiments.trainer import check_method, check_seed, check_settings, describe, train
 
@@ -94,6 +94,7 @@ def main(argv=None) -> int:
     arguments = parser().parse_args(argv)
 
     def work():
+        mesh = command_line.mesh(arguments)
         settings = command_line.settings(arguments)
         check_settings(settings)
         names = methods_of(arguments.methods)
@@ -113,11 +114,13 @@ def main(argv=None) -> int:
 
                 folder = run_folder(arguments.out, name, seed)
                 try:
-                    train(arguments.config, settings, name, seed, folder, data_dir=arguments.data_dir, on_step=on_step)
+                    options = {"data_dir": arguments.data_dir, "mesh": mesh, "on_step": on_step}
+                    train(arguments.config, settings, name, seed, folder, **options)
                 except FloatingPointError as error:
                     broken.append(f"{name}, seed {seed}: {error}")
                 overall(done + 1)
-        report.write(arguments.out)
+        if processes.is_first():
+            report.write(arguments.out)
         if broken:
             raise FloatingPointError("\n  ".join([f"{len(broken)} of {len(runs)} runs broke off.", *broken]))
 

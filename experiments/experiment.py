@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from auxjax import Method, TaskModel
+from auxjax.training.parallel import replicate
 
 
 class Experiment(NamedTuple):
@@ -50,6 +51,7 @@ class Experiment(NamedTuple):
 _NOT_FOR_TRAINING = ("true_label", "corrupted", "example_id")
 
 
-def on_device(split: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The arrays of a split that training may see, on the device."""
-    return {name: jax.numpy.asarray(array) for name, array in split.items() if name not in _NOT_FOR_TRAINING}
+def on_device(split: dict[str, np.ndarray], mesh=None) -> dict[str, jax.Array]:
+    """The arrays of a split that training may see, on the device, or on every device of a mesh."""
+    found = {name: array for name, array in split.items() if name not in _NOT_FOR_TRAINING}
+    return jax.tree.map(jax.numpy.asarray, found) if mesh is None else replicate(found, mesh)

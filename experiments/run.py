@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from auxjax import methods
-from experiments import command_line, terminal
+from experiments import command_line, processes, terminal
 from experiments.method_labels import WITH_DEV
 from experiments.trainer import train
 
@@ -41,6 +41,7 @@ def main(argv=None) -> int:
     arguments = parser().parse_args(argv)
 
     def work():
+        mesh = command_line.mesh(arguments)
         settings = command_line.settings(arguments)
         with terminal.progress() as follow:
             on_step = follow(f"{arguments.method} seed {arguments.seed}", settings.steps)
@@ -51,9 +52,13 @@ def main(argv=None) -> int:
                 arguments.seed,
                 arguments.out,
                 data_dir=arguments.data_dir,
+                mesh=mesh,
                 on_step=on_step,
             )
-        terminal.show_result(f"{arguments.config}: {arguments.method}, seed {arguments.seed}", result, arguments.out)
+        if processes.is_first():
+            terminal.show_result(
+                f"{arguments.config}: {arguments.method}, seed {arguments.seed}", result, arguments.out
+            )
 
     return command_line.guarded(work)
 

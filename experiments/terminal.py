@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from experiments import processes
 from experiments.metrics import heading, metric_of
 
 
@@ -35,6 +36,8 @@ def progress():
         started = []
 
         def on_step(step: int) -> None:
+            if not processes.is_first():
+                return
             if not started:
                 bars.start()
                 if not label.endswith(":"):

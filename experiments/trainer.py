@@ -9,6 +9,7 @@ import math
 import pathlib
 import time
 import zlib
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,8 @@ import numpy as np
 
 from auxjax import make_step, task_weights
 from auxjax.training.checkpoint import open_checkpoints, restore, save
-from experiments import configs, interruption, method_labels, records
+from auxjax.training.parallel import on_all
+from experiments import configs, interruption, method_labels, processes, records
 from experiments.data.splits import check_splits, input_of, merge
 from experiments.experiment import on_device
 from experiments.statistics import auroc
@@ -73,7 +75,7 @@ def describe(config: str, settings, method: str, seed: int) -> dict:
 
 
 @functools.lru_cache(maxsize=32)
-def compiled(config: str, settings, method: str, shapes: Shapes):
+def compiled(config: str, settings, method: str, shapes: Shapes, mesh=None):
     """The experiment, `init`, `step` and the weights, cached: the seeds of one process share what was compiled."""
     experiment = configs.get(config).build(settings, method, shapes)
     init, step = make_step(
@@ -84,9 +86,10 @@ def compiled(config: str, settings, method: str, shapes: Shapes):
         outer_steps=experiment.outer_steps,
         draw_inner=experiment.draw_inner,
         draw_outer=experiment.draw_outer,
+        mesh=mesh,
     )
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=None if mesh is None else on_all(mesh))
     def weigh(state, data, indices):
         batch = experiment.batch_of(data, indices)
         return task_weights(experiment.model, experiment.method, state, batch, key=jax.random.key(0))
@@ -94,7 +97,7 @@ def compiled(config: str, settings, method: str, shapes: Shapes):
     return experiment, init, step, weigh
 
 
-def train(config, settings, method, seed, directory, *, data_dir=None, on_step=lambda step: None) -> dict:
+def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None, on_step=lambda step: None) -> dict:
     """Runs, or goes on with, one run and returns its result.
 
     Args:
@@ -104,6 +107,8 @@ def train(config, settings, method, seed, directory, *, data_dir=None, on_step=l
       seed: seed of the split, the label noise, the initial params and every later draw.
       directory: folder of the run.
       data_dir: where the data set lies, for configs that need one.
+      mesh: a device mesh over which every batch is split, see `auxjax.training.parallel`; it is no part of what the run
+        is, which may go on with another one. With several processes, `directory` is one folder that all of them see.
       on_step: called with the step number at every logged step, for progress bars.
 
     Raises:
@@ -127,10 +132,10 @@ def train(config, settings, method, seed, directory, *, data_dir=None, on_step=l
     train_split = merge(splits.train, splits.dev) if label.with_dev or settings.dev == "train" else splits.train
     shapes = Shapes(input_of(train_split).shape[1:], splits.num_classes, len(train_split["label"]), splits.tasks)
     method = method_labels.text_of(label._replace(with_dev=False))
-    experiment, init, step, weigh = compiled(config, settings, method, shapes)
+    experiment, init, step, weigh = compiled(config, settings, method, shapes, mesh)
 
-    inner_data = on_device(train_split)
-    outer_data = inner_data if settings.dev == "train" else on_device(splits.dev)
+    inner_data = on_device(train_split, mesh)
+    outer_data = inner_data if settings.dev == "train" else on_device(splits.dev, mesh)
     key_params, key_run = jax.random.split(jax.random.key(seed))
     params, model_state = experiment.init_params(key_params)
     state = init(key_run, params, inner_data, model_state)
@@ -140,9 +145,10 @@ def train(config, settings, method, seed, directory, *, data_dir=None, on_step=l
     beside = {"data": splits.source, "data_crc32": _crc32(splits), "method_options": dict(label.options)}
     beside |= {"primary": experiment.model.primary, "metric": experiment.metric}
     with (
-        records.claim(directory, description, beside),
+        processes.by_first(records.claim(directory, description, beside), f"claiming {directory}"),
         open_checkpoints(directory / "checkpoints") as manager,
     ):
+        _check_shared(directory)
         carried, note = _resume(manager, directory, carried, note)
         at = int(carried["state"].step)
         on_step(at)
@@ -161,10 +167,25 @@ def train(config, settings, method, seed, directory, *, data_dir=None, on_step=l
                 on_step(at)
             if keep:
                 save(manager, at, carried, note)
-                records.note_checkpoints(directory, manager.all_steps(), at)
-        result = _finish(directory, experiment, weigh, splits, train_split, carried, note)
-    records.append_line(directory / "timing.jsonl", {"step": at, "seconds": time.perf_counter() - started})
+                if processes.is_first():
+                    records.note_checkpoints(directory, manager.all_steps(), at)
+        result = _finish(directory, experiment, weigh, splits, train_split, carried, note, mesh)
+    if processes.is_first():
+        records.append_line(directory / "timing.jsonl", {"step": at, "seconds": time.perf_counter() - started})
     return result
+
+
+def _check_shared(directory) -> None:
+    """Every process must see what the first one has just written.
+
+    Raises:
+      ValueError: some do not.
+    """
+    if not processes.agree((directory / "run.json").exists()):
+        raise ValueError(
+            f"{directory} is not one folder for all {jax.process_count()} processes: some do not see the run.json that "
+            "the first has just written there. --out must lie on a disk or in a bucket that all of them share."
+        )
 
 
 def _crc32(splits) -> int:
@@ -189,13 +210,14 @@ def _resume(manager, directory, carried, note) -> tuple[dict, dict]:
     found = restore(manager, carried)
     if found is not None:
         carried, note = found.tree, found.note
-    records.keep_lines(directory / "metrics.jsonl", int(carried["state"].step), note["lines"])
+    if processes.is_first():
+        records.keep_lines(directory / "metrics.jsonl", int(carried["state"].step), note["lines"])
     return carried, note
 
 
 def _check_finite(state, metrics, at, directory) -> None:
     broken = sorted(name for name, value in metrics.items() if name.startswith("loss/") and not math.isfinite(value))
-    if not broken and all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)):
+    if not broken and all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(processes.here(state.params))):
         return
     what = f"{broken[0]} is {metrics[broken[0]]}" if broken else "a parameter is not finite"
     raise FloatingPointError(
@@ -211,38 +233,41 @@ def _copy(tree):
 def _log(directory, experiment, splits, carried, note, at, metrics) -> None:
     """Writes one line of metrics, with those on validation; keeps the params that did best there."""
     state = carried["state"]
-    found = experiment.evaluate(state.params, state.model_state, splits.validation)
+    found = experiment.evaluate(*processes.here((state.params, state.model_state)), splits.validation)
     if not note["best"] or found[experiment.metric] > note["best"][experiment.metric]:
         note.update(best=found, best_step=at)
         carried["best"] = _copy((state.params, state.model_state))
     judged = {f"validation_{name}": value for name, value in found.items()}
-    records.append_line(directory / "metrics.jsonl", {"step": at, **judged, **metrics})
+    if processes.is_first():
+        records.append_line(directory / "metrics.jsonl", {"step": at, **judged, **metrics})
     note["lines"] += 1
 
 
-def _finish(directory, experiment, weigh, splits, train_split, carried, note) -> dict:
+def _finish(directory, experiment, weigh, splits, train_split, carried, note, mesh) -> dict:
     """Looks at the test set, once: with the last params, and with those that validation chose."""
     state = carried["state"]
     found = {
-        "test": experiment.evaluate(state.params, state.model_state, splits.test),
-        "selected_test": experiment.evaluate(*carried["best"], splits.test),
+        "test": experiment.evaluate(*processes.here((state.params, state.model_state)), splits.test),
+        "selected_test": experiment.evaluate(*processes.here(carried["best"]), splits.test),
         "selected_validation": note["best"],
     }
     result = {"step": int(state.step), "selected_step": note["best_step"]}
     result |= {f"{place}_{name}": value for place, values in found.items() for name, value in values.items()}
-    weights = _training_weights(weigh, state, train_split)
+    weights = _training_weights(weigh, state, train_split, mesh)
     corrupted = train_split["corrupted"]
     if corrupted.any() and not corrupted.all():
         result["corrupted_auroc"] = auroc(weights[experiment.model.primary], ~corrupted)
     named = {f"weight/{task}": value for task, value in weights.items()}
-    records.save_arrays(directory / "weights.npz", corrupted=corrupted, example_id=train_split["example_id"], **named)
-    records.write_json(directory / "result.json", result)
+    if processes.is_first():
+        example_id = train_split["example_id"]
+        records.save_arrays(directory / "weights.npz", corrupted=corrupted, example_id=example_id, **named)
+        records.write_json(directory / "result.json", result)
     return result
 
 
-def _training_weights(weigh, state, train_split, chunk: int = 1000) -> dict[str, np.ndarray]:
+def _training_weights(weigh, state, train_split, mesh, chunk: int = 1000) -> dict[str, np.ndarray]:
     """The weights of all training examples, in parts of about `chunk`: a whole data set need not fit in one batch."""
-    data, count = on_device(train_split), len(train_split["label"])
+    data, count = on_device(train_split, mesh), len(train_split["label"])
     parts = np.array_split(np.arange(count, dtype=np.int32), -(-count // chunk))
     found = [jax.device_get(weigh(state, data, indices)) for indices in parts]
     return {task: np.concatenate([part[task] for part in found]) for task in found[0]}

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,12 @@ from experiments import compare, report, run
 MAIN = {"run": run.main, "compare": compare.main, "report": report.main}
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = {"steps": 40, "log_every": 20, "checkpoint_every": 20, "hidden": 16, "batch_size": 32, "outer_batch_size": 32}
+
+# What one process compiles, the next one finds on the disk.
+COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(tempfile.gettempdir()) / "auxjax-tests-compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+}
 
 
 def tiny(**changes) -> list[str]:
@@ -40,15 +47,19 @@ def refused(capsys, command: str, *arguments) -> str:
     return lines[0]
 
 
-def start(command: str, *arguments) -> subprocess.Popen:
-    """Starts a command in a process of its own; what one compiles, the next one finds on the disk."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(tempfile.gettempdir()) / "auxjax-tests-compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
+def start(command: str, *arguments, devices: int = 1) -> subprocess.Popen:
+    """Starts a command in a process of its own."""
     line = [sys.executable, "-m", f"experiments.{command}", *map(str, arguments)]
+    environment = {**COMPILED, **os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, cwd=ROOT, env={**cache, **os.environ, "JAX_PLATFORMS": "cpu"}, **streams)
+    return subprocess.Popen(line, cwd=ROOT, env=environment, **streams)
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def finish(process: subprocess.Popen) -> tuple[str, str]:

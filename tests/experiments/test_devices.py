@@ -1,0 +1,128 @@
+"""A run on several devices, and on several processes, is the run of one device; it may go on with another number."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import processes
+from tests.experiments.commands import (
+    call,
+    checkpoints,
+    copy_interrupted,
+    finish,
+    free_port,
+    read,
+    refused,
+    start,
+    tiny,
+)
+
+pytestmark = pytest.mark.usefixtures("single_precision")
+RUN = ["digits_noise", "--method", "jtds", *tiny(steps=60)]
+
+
+def assert_close_run(one, other):
+    """Equal up to the order of sums, which Adam's first steps and 40 more enlarge."""
+    (result, log), (result_other, log_other) = read(one), read(other)
+    assert result.keys() == result_other.keys()
+    assert [row["step"] for row in log] == [row["step"] for row in log_other]
+    for row, row_other in zip(log, log_other, strict=True):
+        for name in ("loss/class", "loss/rotation", "weight/class", "validation_accuracy"):
+            np.testing.assert_allclose(row[name], row_other[name], rtol=2e-4, err_msg=name)
+    with np.load(one / "weights.npz") as a, np.load(other / "weights.npz") as b:
+        np.testing.assert_allclose(a["weight/class"], b["weight/class"], rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run on one device and on four."""
+    import jax
+
+    folder = tmp_path_factory.mktemp("devices")
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert call("run", *RUN, "--out", folder / "one") == 0
+        assert call("run", *RUN, "--devices", 4, "--out", folder / "four") == 0
+    return folder / "one", folder / "four"
+
+
+def test_four_devices_give_the_run_of_one(whole):
+    assert_close_run(*whole)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_begun_on_four_devices_goes_on_with_fewer(whole, tmp_path, devices):
+    one, four = whole
+    copy_interrupted(four, tmp_path / "half")
+    assert call("run", *RUN, "--devices", devices, "--out", tmp_path / "half") == 0
+    assert_close_run(one, tmp_path / "half")
+
+
+def test_a_run_begun_on_one_device_goes_on_with_four(whole, tmp_path):
+    one, _ = whole
+    copy_interrupted(one, tmp_path / "half")
+    assert call("run", *RUN, "--devices", 4, "--out", tmp_path / "half") == 0
+    assert_close_run(one, tmp_path / "half")
+
+
+def test_a_comparison_runs_on_several_devices(tmp_path):
+    out = tmp_path / "comparison"
+    command = ["digits_noise", "--methods", "equal", "--seeds", "0", *tiny(steps=20)]
+    assert call("compare", *command, "--devices", 2, "--out", out) == 0
+    assert (out / "table.csv").exists()
+
+
+def test_devices_that_are_not_there_and_batches_they_cannot_share(tmp_path, capsys):
+    out = ["--out", tmp_path / "run"]
+    assert "this process sees 4 devices" in refused(capsys, "run", *RUN, "--devices", 5, *out)
+    assert "sees 4 devices" in refused(capsys, "run", *RUN, "--devices", 0, *out)
+    odd = ["--set", "batch_size=33", "--devices", 4]
+    assert "has 33 examples, which 4 devices cannot share" in refused(capsys, "run", *RUN, *odd, *out)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("how", ["somewhere", "host:1,2,2", "host:1,2", "host:0,1,0", ":1,2,0", "host,2,0", "h:x,2,0"])
+def test_processes_that_cannot_be_found_are_refused(how):
+    with pytest.raises(ValueError, match="wanted auto, or HOST:PORT,COUNT,INDEX"):
+        processes.start(how)
+
+
+def start_both(*command):
+    """Two processes of two devices each, the second first."""
+    how = f"localhost:{free_port()},2,"
+    two = [start("run", *command, "--distributed", f"{how}{index}", devices=2) for index in (1, 0)]
+    return two[::-1]
+
+
+def test_two_processes_of_two_devices_give_the_run_of_one(whole, tmp_path):
+    """Only the first writes logs; both write checkpoints, which one process on one device can go on from."""
+    one, _ = whole
+    out = tmp_path / "run"
+    first, second = (finish(process) for process in start_both(*RUN, "--out", out))
+    assert "Files:" in first[0]
+    assert "Files:" not in second[0]
+    assert_close_run(one, out)
+    assert len((out / "timing.jsonl").read_text().splitlines()) == 1
+    assert json.loads((out / "checkpoints.json").read_text()).keys() == {str(step) for step in checkpoints(out)}
+    copy_interrupted(out, tmp_path / "half")
+    shutil.copytree(tmp_path / "half", tmp_path / "half_too")
+    assert call("run", *RUN, "--out", tmp_path / "half") == 0
+    assert_close_run(one, tmp_path / "half")
+    for process in start_both(*RUN, "--out", tmp_path / "half_too"):
+        finish(process)
+    for name in ("result.json", "metrics.jsonl", "weights.npz"):
+        assert (out / name).read_bytes() == (tmp_path / "half_too" / name).read_bytes(), name
+
+
+def test_both_processes_end_where_the_first_cannot_begin(whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    (out / "result.json").unlink()
+    description = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**description, "data_crc32": 1}))
+    first, second = start_both(*RUN, "--out", out)
+    messages = [process.communicate(timeout=120)[1] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert "data_crc32 is 1 there" in messages[0]
+    assert "the first process could not" in messages[1]
