@@ -42,7 +42,7 @@ run() { # runs a command, or shows it
 
 check_training() { # check_training ARGUMENTS-OF-EXPERIMENTS.RUN
   local argument out=false
-  [ $# -gt 0 ] || fail "nothing to train: behind -- experiments.run's arguments, as digits_noise --method jtds --out out/a"
+  [ $# -gt 0 ] || fail "nothing to train: behind -- experiments.run's arguments, digits_noise --method jtds --out out/a"
   for argument in "$@"; do
     case $argument in
       --out | --out=*) out=true ;;
