@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -285,14 +286,15 @@ def test_a_signal_ends_all_processes_of_a_host(tmp_path, number):
     worker = executable(tmp_path / "worker", WORKER)
     settings = ["--processes", "2", "--devices-per-process", "3", "--port", "7001", "--python", str(worker)]
     line = ["bash", LAUNCH / "one_host.sh", *settings, "--", *TRAINING]
-    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    folder = tmp_path / "out" / "launch"
-    wait_until(lambda: any("devices" in log.read_text() for log in folder.glob("*/process-1.log")), process)
+    first, second = tmp_path / "first", tmp_path / "out" / "launch" / socket.gethostname() / "process-1.log"
+    with open(first, "w") as out:
+        process = subprocess.Popen(line, cwd=tmp_path, stdout=out, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: all(log.exists() and "devices" in log.read_text() for log in (first, second)), process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=10)
     assert process.returncode == 143, err
-    (log,) = folder.glob("*/process-1.log")
-    for index, text in enumerate((out, log.read_text())):
+    for index, log in enumerate((first, second)):
+        text = log.read_text()
         assert f"<--distributed><127.0.0.1:7001,2,{index}> devices=3 collectives=gloo" in text
         assert text.endswith("saved\n")
 
