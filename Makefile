@@ -2,6 +2,7 @@
 # make test   the tests (some fifteen minutes on two cores, nearly all compilation); make test-slow adds the long ones
 # make lint   ruff, check and format
 # make benchmarks   hypergradients beside other libraries (hours; those that cannot be installed are reported)
+# make endurance   kills training runs 100 times at random moments; all must end as if nothing had happened (half an hour)
 # Every target makes what it needs in .venv first. Another interpreter: make PYTHON=python3.12 demo
 PYTHON ?= python3
 VENV := .venv
@@ -13,9 +14,9 @@ STAMP := $(VENV)/.installed
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: demo test test-slow lint format wheel benchmarks check-peers clean help
+.PHONY: demo test test-slow lint format wheel benchmarks check-peers endurance clean help
 help:
-	@sed -n 's/^# //p' Makefile | head -n 5
+	@sed -n 's/^# //p' Makefile | head -n 6
 
 $(STAMP): requirements.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -58,6 +59,9 @@ benchmarks: $(PEERS)/.installed
 
 check-peers: $(PEERS)/.installed
 	$(PEERS)/bin/python -m benchmarks.peers.check
+
+endurance: $(STAMP)
+	$(BIN)/python -m benchmarks.endurance --out out/endurance.json
 
 clean:
 	rm -rf $(VENV) $(PEERS) .cache build dist *.egg-info

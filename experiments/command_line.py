@@ -99,7 +99,7 @@ def mesh(arguments: argparse.Namespace):
 
 
 def guarded(work) -> int:
-    """Runs `work()`. Bad input ends with one message and status 2, Ctrl-C with a hint and status 130."""
+    """Runs `work()`. Bad input ends with one message and status 2, Ctrl-C with a hint and 130, SIGTERM with 143."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the tracebacks of errors that it raises as well
     try:
         with interruption.noted():
@@ -113,6 +113,9 @@ def guarded(work) -> int:
         print(f"error: out of memory; lower batch_size or outer_batch_size ({str(error)[:200]})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: the same command goes on from the newest checkpoint.", file=sys.stderr)
-        return 130
+        print(interruption.HINT, file=sys.stderr)
+        return interruption.STOPPED
+    except interruption.Preempted as stop:
+        print(stop, file=sys.stderr)
+        return interruption.PREEMPTED
     return 0

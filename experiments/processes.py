@@ -75,6 +75,16 @@ def by_first(manager, what: str):
         yield
 
 
+def from_first(number) -> int:
+    """What `number()`, called in the first process alone, is there: a whole number below 2^31, for all."""
+    found = number() if is_first() else 0
+    if jax.process_count() == 1:
+        return found
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+
+
 def agree(good: bool) -> bool:
     """Whether all processes say so; waits for all of them."""
     if jax.process_count() == 1:

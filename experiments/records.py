@@ -5,7 +5,8 @@ DIR/metrics.jsonl    one JSON line per logged step
 DIR/result.json      the final metrics, written once, at the end
 DIR/weights.npz      the weights the method gave the training examples at the end
 DIR/timing.jsonl     seconds per part of the run (not part of the result, which is reproducible to the bit)
-DIR/checkpoints/     the newest training states
+DIR/checkpoints/     the newest training states; DIR/checkpoints.json has their checksums
+DIR/damaged/         checkpoints that were no longer what was saved
 DIR/lock             empty; held by the process that works on the run, and free again once that process is gone
 """
 
@@ -13,10 +14,12 @@ import contextlib
 import errno
 import fcntl
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
 import platform
+import re
 import zlib
 
 import jax
@@ -24,6 +27,7 @@ import numpy as np
 
 IDENTITY = ("config", "method", "seed", "settings")
 DATA = ("data", "data_crc32")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the quota, the largest file allowed
 _LEFTOVERS = {"lock", "run.partial"}  # what a process killed while it claimed the folder can leave
 _PACKAGES = ("auxjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -134,19 +138,54 @@ def read_json(path: pathlib.Path) -> dict:
     return found
 
 
+@contextlib.contextmanager
+def full_disk_explained(what, directory: pathlib.Path):
+    """Within it, an error that means a full disk is replaced by one line that says so and what is still good.
+
+    Args:
+      what: what is being written.
+      directory: the run's folder.
+
+    Raises:
+      OSError: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:  # TensorStore raises a ValueError with the number in its text
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        if number not in _FULL:
+            raise
+        steps = [int(path.name) for path in (directory / "checkpoints").glob("*") if path.name.isdigit()]
+        good = f"The checkpoint of step {max(steps)} is whole" if steps else "There was no checkpoint yet"
+        message = (
+            f"the disk is full: {what} could not be written ({os.strerror(number)}). {good}, and the log in "
+            f"{directory} is good. Free some space; the same command then goes on."
+        )
+        raise OSError(message) from None
+
+
+@contextlib.contextmanager
+def _whole(path: pathlib.Path, mode: str = "w"):
+    """A stream into a file that is there whole or not at all, whenever the process dies."""
+    temporary = path.with_suffix(".partial")
+    with full_disk_explained(path, path.parent):
+        with temporary.open(mode) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+
+
 def write_json(path: pathlib.Path, content: dict) -> None:
     """Writes a file that is there whole or not at all, whenever the process dies."""
-    temporary = path.with_suffix(".partial")
-    with temporary.open("w") as stream:
+    with _whole(path) as stream:
         stream.write(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def append_line(path: pathlib.Path, row: dict) -> None:
     """Appends one JSON line, to the disk. Numbers keep every digit, so equal lines mean equal runs."""
-    with path.open("a") as stream:
+    with full_disk_explained(path, path.parent), path.open("a") as stream:
         stream.write(json.dumps(row, sort_keys=True) + "\n")
         stream.flush()
         os.fsync(stream.fileno())  # a checkpoint must never be on the disk before the lines that led to it
@@ -163,45 +202,57 @@ def keep_lines(path: pathlib.Path, step: int, count: int) -> None:
     Raises:
       ValueError: lines from before the checkpoint are missing or damaged.
     """
-    kept = [row for row in read_lines(path) if row["step"] <= step] if path.exists() else []
+    kept = [row for row in read_lines(path) if row["step"] <= step] if step and path.exists() else []
     if len(kept) != count:
         raise ValueError(
             f"{path} has {len(kept)} lines up to step {step}, and there were {count} when the checkpoint was saved: "
             f"the log was cut or changed. Delete {path.parent} to start again, or use another folder."
         )
-    temporary = path.with_suffix(".partial")
-    with temporary.open("w") as stream:
+    with _whole(path) as stream:
         stream.write("".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def note_checkpoints(directory: pathlib.Path, steps: list[int], saved: int) -> None:
     """Writes down the checksum of the checkpoint just saved, beside those of the other `steps` that are still there."""
-    path = directory / "checkpoints.json"
-    known = read_json(path) if path.exists() else {}
+    known = _noted_checksums(directory)
     kept = {str(step): known[str(step)] for step in steps if str(step) in known}
-    write_json(path, {**kept, str(saved): _checksum(directory / "checkpoints" / str(saved))})
+    write_json(directory / "checkpoints.json", {**kept, str(saved): _checksum(directory / "checkpoints" / str(saved))})
 
 
-def check_checkpoint(directory: pathlib.Path, step: int, others: list[int]) -> None:
-    """Checks a checkpoint before Orbax, which reads some damaged files as if nothing had happened, opens it.
+def is_noted(directory: pathlib.Path, step: int) -> bool:
+    """Whether the checksum of a checkpoint was written down; a process killed right after saving one has not."""
+    return str(step) in _noted_checksums(directory)
+
+
+def damage_of(directory: pathlib.Path, step: int) -> str | None:
+    """What is wrong with a checkpoint, or `None`; Orbax reads some damaged files as if nothing had happened.
 
     One without a checksum, saved by a process that was killed a moment later, is taken as it is: it was renamed to its
     name when it was whole.
-
-    Raises:
-      ValueError: its files are not those that were saved; the message says what to delete.
     """
-    path, folder = directory / "checkpoints.json", directory / "checkpoints" / str(step)
-    known = read_json(path) if path.exists() else {}
-    if known.get(str(step), expected := _checksum(folder)) != expected:
-        advice = f"go on from step {max(others)}" if others else "start again"
-        raise ValueError(
-            f"The checkpoint {folder} is damaged: its files are not those that were saved. "
-            f"Delete that folder to {advice}."
-        )
+    found = _checksum(directory / "checkpoints" / str(step))
+    same = _noted_checksums(directory).get(str(step), found) == found
+    return None if same else "its files are not those that were saved"
+
+
+def set_aside(directory: pathlib.Path, step: int) -> pathlib.Path:
+    """Moves a checkpoint to where no run looks for one, and returns its new path."""
+    (directory / "damaged").mkdir(exist_ok=True)
+    names = itertools.chain([str(step)], (f"{step}-{count}" for count in itertools.count(2)))
+    path = next(path for name in names if not (path := directory / "damaged" / name).exists())
+    os.replace(directory / "checkpoints" / str(step), path)
+    kept = {name: value for name, value in _noted_checksums(directory).items() if name != str(step)}
+    write_json(directory / "checkpoints.json", kept)
+    return path
+
+
+def _noted_checksums(directory: pathlib.Path) -> dict[str, int]:
+    """Checksums by step. The file only helps to judge checkpoints, so a damaged one is as good as none."""
+    path = directory / "checkpoints.json"
+    try:
+        return read_json(path) if path.exists() else {}
+    except ValueError:
+        return {}
 
 
 def _checksum(folder: pathlib.Path) -> int:
@@ -238,12 +289,8 @@ def read_lines(path: pathlib.Path) -> list[dict]:
 
 def save_arrays(path: pathlib.Path, **arrays) -> None:
     """An npz that is there whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as stream:
+    with _whole(path, "wb") as stream:
         np.savez(stream, **arrays)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def plain(metrics: dict) -> dict[str, float]:

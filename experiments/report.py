@@ -6,11 +6,15 @@ Means are over seeds; the interval is the 95 % confidence interval of the mean, 
 Differences are taken seed by seed. The table is printed, and written as table.md.
 """
 
+if __name__ == "__main__":  # first: the imports take seconds
+    from experiments import interruption
+
+    interruption.from_the_start()
+
 import csv
 import json
 import os
 import pathlib
-import sys
 from typing import NamedTuple
 
 from experiments import command_line, configs, plots, records, summary, terminal
@@ -160,4 +164,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interruption.leave(main())

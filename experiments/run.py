@@ -4,10 +4,17 @@
 
 Repeating the command after any interruption (Ctrl-C, a kill, a power cut) continues from the newest checkpoint and ends
 with the same numbers, to the bit, as a run that nothing interrupted. A finished run shows its result again.
+
+SIGTERM, as a cluster sends it, saves at the next step and ends with status 143; Ctrl-C ends with 130, bad input and a
+full disk with 2. A damaged checkpoint is set aside, with a warning, and the one before it is used.
 """
 
+if __name__ == "__main__":  # first: the imports take seconds
+    from experiments import interruption
+
+    interruption.from_the_start()
+
 import argparse
-import sys
 
 from auxjax import methods
 from experiments import command_line, processes, terminal
@@ -64,4 +71,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interruption.leave(main())

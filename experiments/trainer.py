@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from auxjax import make_step, task_weights
-from auxjax.training.checkpoint import open_checkpoints, restore, save
+from auxjax.training.checkpoint import open_checkpoints, save
 from auxjax.training.parallel import on_all
 from experiments import configs, interruption, method_labels, processes, records
 from experiments.data.splits import check_splits, input_of, merge
 from experiments.experiment import on_device
+from experiments.resuming import resume
 from experiments.statistics import auroc
 
 DEV_MODES = ("held_out", "train")
@@ -114,6 +115,8 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
     Raises:
       ValueError: anything wrong with the names, the settings, the data or the folder, before training starts.
       FloatingPointError: a loss or a parameter stopped being finite; what was logged and saved stays.
+      OSError: the disk is full, and the like; what was logged and saved stays.
+      interruption.Preempted: the process was asked to stop; all is saved.
     """
     directory = pathlib.Path(directory)
     check_settings(settings)
@@ -149,16 +152,18 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
         open_checkpoints(directory / "checkpoints") as manager,
     ):
         _check_shared(directory)
-        carried, note = _resume(manager, directory, carried, note)
+        carried, note = resume(manager, directory, carried, note)
         at = int(carried["state"].step)
         on_step(at)
+        if interruption.stop_asked(at // experiment.inner_steps):
+            raise interruption.Preempted(at)
         while at < settings.steps:
             interruption.check()
             carried["state"], metrics = step(carried["state"], inner_data, outer_data)
             at += experiment.inner_steps
-            last = at >= settings.steps
+            last, stop = at >= settings.steps, interruption.stop_asked(at // experiment.inner_steps)
             log = last or at % settings.log_every < experiment.inner_steps
-            keep = last or at % settings.checkpoint_every < experiment.inner_steps
+            keep = last or stop or at % settings.checkpoint_every < experiment.inner_steps
             if log or keep:
                 metrics = records.plain(metrics)
                 _check_finite(carried["state"], metrics, at, directory)
@@ -166,9 +171,12 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
                 _log(directory, experiment, splits, carried, note, at, metrics)
                 on_step(at)
             if keep:
-                save(manager, at, carried, note)
-                if processes.is_first():
-                    records.note_checkpoints(directory, manager.all_steps(), at)
+                with interruption.held(), records.full_disk_explained(f"the checkpoint of step {at}", directory):
+                    save(manager, at, carried, note)
+                    if processes.is_first():
+                        records.note_checkpoints(directory, manager.all_steps(), at)
+            if stop:
+                raise interruption.Preempted(at)
         result = _finish(directory, experiment, weigh, splits, train_split, carried, note, mesh)
     if processes.is_first():
         records.append_line(directory / "timing.jsonl", {"step": at, "seconds": time.perf_counter() - started})
@@ -196,23 +204,6 @@ def _crc32(splits) -> int:
         for array in (input_of(split), split["label"], split["example_id"], *further):
             found = zlib.crc32(np.ascontiguousarray(array), found)
     return found
-
-
-def _resume(manager, directory, carried, note) -> tuple[dict, dict]:
-    """The newest checkpoint, or what came in where there is none; the log is cut back to the same step.
-
-    Raises:
-      ValueError: the checkpoint or the log is damaged; the message says what to delete.
-    """
-    steps = sorted(manager.all_steps())
-    if steps:
-        records.check_checkpoint(directory, steps[-1], steps[:-1])
-    found = restore(manager, carried)
-    if found is not None:
-        carried, note = found.tree, found.note
-    if processes.is_first():
-        records.keep_lines(directory / "metrics.jsonl", int(carried["state"].step), note["lines"])
-    return carried, note
 
 
 def _check_finite(state, metrics, at, directory) -> None:

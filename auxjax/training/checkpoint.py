@@ -2,14 +2,17 @@
 
 A checkpoint is one pytree (the training state and whatever the caller keeps beside it) and one small dict of plain
 numbers and strings. Orbax writes into a temporary folder and renames it when all is on disk, so a process killed while
-saving leaves the previous checkpoint as it was.
+saving leaves the previous checkpoint as it was, and a temporary folder that goes when the folder is opened again.
 """
 
 import contextlib
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 class Restored(NamedTuple):
@@ -31,13 +34,17 @@ def open_checkpoints(directory, *, keep: int = 2):
     """Opens a folder of checkpoints, made if it is not there; on leaving, waits for what is still being written.
 
     Args:
-      directory: the folder.
+      directory: the folder, in which nobody else may be saving: what a process left half-written there is removed.
       keep: how many of the newest checkpoints stay.
     """
     import orbax.checkpoint as ocp  # a second of import time that only runs with checkpoints pay
 
+    directory = pathlib.Path(directory).resolve()
+    if jax.process_index() == 0:
+        for left in directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
-    manager = ocp.CheckpointManager(pathlib.Path(directory).resolve(), options=options)
+    manager = ocp.CheckpointManager(directory, options=options)
     try:
         yield manager
         manager.wait_until_finished()
@@ -53,19 +60,20 @@ def save(manager, step: int, tree, note: dict | None = None) -> None:
     manager.save(step, args=args, force=True)
 
 
-def restore(manager, like) -> Restored | None:
-    """The newest checkpoint, or `None` where there is none.
+def restore(manager, like, step: int | None = None) -> Restored | None:
+    """The newest checkpoint, or that of a step; `None` where there is none.
 
     Args:
       manager: from `open_checkpoints`.
       like: a pytree with the structure, shapes, dtypes and placement wanted, such as a fresh initial state.
+      step: number of one that is there; `None` is the newest.
 
     Raises:
       ValueError: the checkpoint holds another structure or other shapes than `like`.
     """
     import orbax.checkpoint as ocp
 
-    step = manager.latest_step()
+    step = manager.latest_step() if step is None else step
     if step is None:
         return None
     template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -86,3 +94,22 @@ def restore(manager, like) -> Restored | None:
                 "Use the settings it was made with, or another folder."
             )
     return Restored(step, found["tree"], dict(found["note"]))
+
+
+def arrays(directory, step: int) -> dict[str, np.ndarray]:
+    """What a checkpoint holds, as NumPy arrays by path, with nothing known of the run that saved it.
+
+    Args:
+      directory: the folder.
+      step: number of one that is there.
+
+    Returns:
+      Arrays by path, such as `"['state']['params']['trunk_0']['kernel']"`; typed keys as their data.
+    """
+    import orbax.checkpoint as ocp
+
+    with open_checkpoints(directory) as manager:
+        found = manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore()))["tree"]
+    plain = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf  # noqa: E731
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    return {jax.tree_util.keystr(path): np.asarray(plain(leaf)) for path, leaf in leaves}

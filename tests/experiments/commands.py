@@ -47,9 +47,9 @@ def refused(capsys, command: str, *arguments) -> str:
     return lines[0]
 
 
-def start(command: str, *arguments, devices: int = 1) -> subprocess.Popen:
-    """Starts a command in a process of its own."""
-    line = [sys.executable, "-m", f"experiments.{command}", *map(str, arguments)]
+def start(command: str, *arguments, devices: int = 1, through=()) -> subprocess.Popen:
+    """Starts a command in a process of its own (behind `through`)."""
+    line = [*through, sys.executable, "-m", f"experiments.{command}", *map(str, arguments)]
     environment = {**COMPILED, **os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(line, cwd=ROOT, env=environment, **streams)

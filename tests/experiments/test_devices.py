@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
 
 from experiments import processes
 from tests.experiments.commands import (
+    assert_same_run,
     call,
     checkpoints,
     copy_interrupted,
@@ -17,6 +19,7 @@ from tests.experiments.commands import (
     refused,
     start,
     tiny,
+    wait_until,
 )
 
 pytestmark = pytest.mark.usefixtures("single_precision")
@@ -126,3 +129,20 @@ def test_both_processes_end_where_the_first_cannot_begin(whole, tmp_path):
     assert (first.returncode, second.returncode) == (2, 2)
     assert "data_crc32 is 1 there" in messages[0]
     assert "the first process could not" in messages[1]
+
+
+def test_when_one_process_is_to_leave_both_save_and_leave(tmp_path):
+    """SIGTERM to the second: both save the same step and end with 143; both go on to the end of the whole run."""
+    command = ["digits_noise", "--method", "equal", *tiny(steps=1000, checkpoint_every=500)]
+    for process in start_both(*command, "--out", tmp_path / "whole"):
+        finish(process)
+    both = start_both(*command, "--out", tmp_path / "run")
+    wait_until(both[1], lambda: checkpoints(tmp_path / "run"))
+    both[1].send_signal(signal.SIGTERM)
+    messages = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [143, 143], messages
+    assert all("preempted at step" in message for message in messages)
+    assert 500 < max(checkpoints(tmp_path / "run")) < 1000
+    for process in start_both(*command, "--out", tmp_path / "run"):
+        finish(process)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")

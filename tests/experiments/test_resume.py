@@ -1,17 +1,20 @@
-"""Killed in the middle and started again, a run ends with the same numbers, to the bit."""
+"""Stopped in any way and started again, a run ends with the same numbers, to the bit: `make endurance` in short."""
 
+import dataclasses
 import json
+import os
+import pathlib
 import random
 import shutil
 import signal
 import time
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from auxjax.training.checkpoint import open_checkpoints
+from auxjax.training.checkpoint import arrays
+from experiments import interruption, trainer
+from experiments.configs import digits_noise
 from tests.experiments.commands import (
     assert_same_run,
     call,
@@ -30,41 +33,30 @@ JTDS = ["digits_noise", "--method", "jtds", "--seed", "3", "--steps", "4000"]
 JTDS += ["--set", "log_every=80", "--set", "checkpoint_every=80", "--set", "hidden=32"]
 
 
-def final_tree(directory, step):
-    """Everything in the last checkpoint: params, optimiser, method, key, best params."""
-    with open_checkpoints(directory / "checkpoints") as manager:
-        assert manager.latest_step() == step
-        found = manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore()))["tree"]
-    leaves = jax.tree_util.tree_leaves_with_path(found)
-    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
-    return {
-        jax.tree_util.keystr(path): np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
-        for path, leaf in leaves
-    }
-
-
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
 def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(start("run", *JTDS, "--out", whole))
     chance = random.Random(0)
-    for least, how in ((80, signal.SIGKILL), (160, signal.SIGKILL), (240, signal.SIGINT)):
+    stops = (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+    for least, how in zip((80, 160, 240, 320), stops, strict=True):
         process = start("run", *JTDS, "--out", broken)
         wait_until(process, lambda least=least: max(checkpoints(broken), default=0) >= least)
         time.sleep(chance.uniform(0.0, 0.1))
         process.send_signal(how)
         _, err = process.communicate(timeout=60)
         assert not (broken / "result.json").exists()
-        if how == signal.SIGKILL:
-            assert process.returncode == -signal.SIGKILL
-        else:
-            assert process.returncode == 130
-            assert "the same command goes on" in err
-            assert "Traceback" not in err
+        assert process.returncode == (-how if how == signal.SIGKILL else 128 + how), err
+        if how == signal.SIGINT:
+            assert err.strip().splitlines()[-1] == interruption.HINT
+        if how == signal.SIGTERM:
+            preempted_at = max(checkpoints(broken))
+            assert f"preempted at step {preempted_at}, saved; the same command goes on." in err
+        assert "Traceback" not in err
     out, _ = finish(start("run", *JTDS, "--out", broken))
     assert "corrupted AUROC" in out
     assert_same_run(whole, broken)
-    one, other = final_tree(whole, 4000), final_tree(broken, 4000)
+    one, other = (arrays(folder / "checkpoints", 4000) for folder in (whole, broken))
     assert one.keys() == other.keys()
     assert any("prototype" in name for name in one)
     for name in one:
@@ -95,7 +87,7 @@ def test_a_killed_comparison_goes_on_and_repeats_no_finished_run(tmp_path):
 
 @pytest.fixture(scope="module")
 def half_done(tmp_path_factory):
-    """A run that was stopped after step 40 of 60: its checkpoints are 20 and 40. And the same run, finished."""
+    """A run that was stopped after step 40 of 60: its checkpoint is 40. And the same run, finished."""
     folder = tmp_path_factory.mktemp("half")
     command = ["digits_noise", "--method", "jtds", *tiny(steps=60)]
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -141,32 +133,143 @@ def test_killed_between_the_last_checkpoint_and_the_result(half_done, tmp_path):
     assert_same_run(whole, run)
 
 
-@pytest.mark.parametrize("part", ["tree/manifest.ocdbt", "tree/_METADATA", "tree/d", "note/metadata"])
-def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on(copied, capsys, part):
-    command, whole, run = copied
-    newest = run / "checkpoints" / "50"  # stands for one that was saved after that of step 40
-    shutil.copytree(run / "checkpoints" / "40", newest)
+def warned(capsys, *command) -> str:
+    """Goes on with a run, which must warn in one line and end well; returns that line."""
+    capsys.readouterr()
+    assert call("run", *command) == 0
+    lines = capsys.readouterr().err.splitlines()
+    (found,) = (line for line in lines if line.startswith("warning: "))
+    assert lines[0] == found
+    return found
+
+
+def add_newer(run) -> pathlib.Path:
+    """Adds a checkpoint 50 that stands for one saved after that of step 40."""
+    shutil.copytree(run / "checkpoints" / "40", run / "checkpoints" / "50")
     known = json.loads((run / "checkpoints.json").read_text())
     (run / "checkpoints.json").write_text(json.dumps({**known, "50": known["40"]}))
+    return run / "checkpoints" / "50"
+
+
+@pytest.mark.parametrize("part", ["tree/manifest.ocdbt", "tree/_METADATA", "tree/d", "note/metadata"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(copied, capsys, part):
+    command, whole, run = copied
+    newest = add_newer(run)
     path = newest / part if (newest / part).is_file() else next((newest / part).iterdir())
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1  # one bit
     path.write_bytes(content)
-    message = refused(capsys, "run", *command, "--out", run)
-    assert f"The checkpoint {newest} is damaged" in message
-    assert "Delete that folder to go on from step 40" in message
-    shutil.rmtree(newest)
-    assert call("run", *command, "--out", run) == 0
+    message = warned(capsys, *command, "--out", run)
+    assert f"the checkpoint of step 50 in {run} is damaged: its files are not those that were saved." in message
+    assert f"It is now {run / 'damaged' / '50'}. The run goes on from step 40." in message
+    assert (run / "damaged" / "50" / path.relative_to(newest)).read_bytes() == content
+    assert checkpoints(run) == [40, 60]
+    assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize("part", ["tree", "tree/_METADATA"])
+def test_a_checkpoint_without_a_checksum_that_cannot_be_read_is_set_aside(copied, capsys, part):
+    command, whole, run = copied
+    path = add_newer(run) / part
+    (run / "checkpoints.json").write_text("{half a file")
+    shutil.rmtree(path) if path.is_dir() else path.write_bytes(b"")
+    assert "of step 50" in (message := warned(capsys, *command, "--out", run))
+    assert "cannot be read" in message
     assert_same_run(whole, run)
 
 
 def test_without_any_good_checkpoint_the_run_starts_again(copied, capsys):
     command, whole, run = copied
     (run / "checkpoints" / "40" / "tree" / "manifest.ocdbt").unlink()
-    assert "Delete that folder to start again" in refused(capsys, "run", *command, "--out", run)
-    shutil.rmtree(run / "checkpoints" / "40")
+    (run / "damaged" / "40").mkdir(parents=True)  # from another time
+    message = warned(capsys, *command, "--out", run)
+    assert f"It is now {run / 'damaged' / '40-2'}. No other is there: the run starts again, from step 0." in message
+    assert_same_run(whole, run)
+
+
+def test_a_whole_checkpoint_of_another_program_is_refused_and_stays(copied, capsys, monkeypatch):
+    command, _, run = copied
+    real = trainer.compiled
+    larger = dataclasses.replace(digits_noise.Settings(), hidden=8)
+    monkeypatch.setattr(trainer, "compiled", lambda config, settings, *rest: real(config, larger, *rest))
+    assert call("run", *command, "--out", run) == 2
+    assert "Use the settings it was made with" in capsys.readouterr().err
+    assert checkpoints(run) == [40]
+
+
+def test_what_a_save_that_was_killed_left_is_removed(copied):
+    command, whole, run = copied
+    shutil.copytree(run / "checkpoints" / "40", run / "checkpoints" / "60.orbax-checkpoint-tmp")
+    (run / "checkpoints" / "60.orbax-checkpoint-tmp" / "tree" / "_METADATA").unlink()
+    assert call("run", *command, "--out", run) == 0
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["40", "60"]
+    assert_same_run(whole, run)
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_costs_nothing(copied):
+    command, whole, run = copied
+    limited = ("sh", "-c", 'ulimit -f 16 && exec "$@"', "sh")  # 8 kB in one file: fewer than a checkpoint's
+    process = start("run", *command, "--out", run, through=limited)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    assert err.splitlines()[-1] == (
+        "error: the disk is full: the checkpoint of step 60 could not be written (File too large). The checkpoint of "
+        f"step 40 is whole, and the log in {run} is good. Free some space; the same command then goes on."
+    )
+    assert "Traceback" not in err
+    assert checkpoints(run) == [40]
     assert call("run", *command, "--out", run) == 0
     assert_same_run(whole, run)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize(("partial", "file"), [("result", "result.json"), ("weights", "weights.npz")])
+def test_a_result_that_does_not_fit_on_the_disk_is_written_later(copied, capsys, partial, file):
+    command, whole, run = copied
+    (run / f"{partial}.partial").symlink_to("/dev/full")
+    assert call("run", *command, "--out", run) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: the disk is full: {run / file} could not be written (No space left on device)." in message
+    assert "The checkpoint of step 60 is whole" in message
+    (run / f"{partial}.partial").unlink()
+    assert call("run", *command, "--out", run) == 0
+    assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize("at", [10, 20, 30, 60])
+def test_preempted_at_any_step_a_run_saves_and_goes_on(half_done, tmp_path, capsys, monkeypatch, at):
+    command, whole, _ = half_done
+    run = tmp_path / "run"
+    real = interruption.stop_asked
+
+    def asked_at(call):  # the signal comes at a known step: the question is asked once for every ten
+        if call == at // 10:
+            signal.raise_signal(signal.SIGTERM)
+        return real(call)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(interruption, "stop_asked", asked_at)
+        assert call("run", *command, "--out", run) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == f"preempted at step {at}, saved; the same command goes on."
+    assert max(checkpoints(run)) == at
+    assert not (run / "result.json").exists()
+    assert call("run", *command, "--out", run) == 0
+    assert_same_run(whole, run)
+
+
+def test_a_preempted_comparison_stops_as_a_whole(half_done, tmp_path, capsys, monkeypatch):
+    command, whole, _ = half_done
+    folder = tmp_path / "all"
+    arguments = [command[0], "--methods", "jtds", "--seeds", "0,1", *command[3:], "--out", folder]
+    real = interruption.stop_asked
+    with monkeypatch.context() as patched:
+        patched.setattr(interruption, "stop_asked", lambda call: call == 3 or real(call))
+        assert call("compare", *arguments) == 143
+    assert "preempted at step 30, saved" in capsys.readouterr().err
+    assert not (folder / "jtds" / "seed_1").exists()
+    assert not (folder / "table.csv").exists()
+    assert call("compare", *arguments) == 0
+    assert_same_run(whole, folder / "jtds" / "seed_0")
 
 
 def test_a_checkpoint_whose_checksum_was_not_yet_written_is_used(copied):

@@ -260,12 +260,3 @@ def test_control_c_ends_with_a_hint_and_status_130(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(trainer, "save", interrupted)
     assert call("run", "digits_noise", "--method", "stl", *tiny(), "--out", tmp_path / "out") == 130
     assert "stopped: the same command goes on from the newest checkpoint." in capsys.readouterr().err
-
-
-def test_a_full_disk_ends_with_its_message(tmp_path, capsys, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(trainer.records, "append_line", full)
-    assert call("run", "digits_noise", "--method", "stl", *tiny(), "--out", tmp_path / "out") == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "error: [Errno 28] No space left on device"
