@@ -42,6 +42,9 @@ from auxjax.solvers import minres as minres
 from auxjax.solvers import neumann as neumann
 from auxjax.solvers import normal_cg as normal_cg
 from auxjax.solvers import nystrom as nystrom
+from auxjax.training.model_transforms import accumulate as accumulate
+from auxjax.training.model_transforms import mixed_precision as mixed_precision
+from auxjax.training.model_transforms import remat as remat
 from auxjax.training.state import TrainState as TrainState
 from auxjax.training.step import make_step as make_step
 from auxjax.training.step import task_weights as task_weights

@@ -15,6 +15,7 @@ FIXED_NAMES = """
     Amortised amortise warm_started single_loop
     neumann cg normal_cg gmres bicgstab minres nystrom dense identity
     TaskLosses TaskModel Method Generator Policy methods make_step task_weights TrainState
+    accumulate mixed_precision remat
 """.split()
 HEAVY = "jaxopt tensorflow tensorflow_datasets flax orbax matplotlib sklearn experiments".split()
 

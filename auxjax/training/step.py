@@ -73,7 +73,9 @@ def make_step(
 
     Returns:
       `(init, step)`. `outer_batch=None` gives the outer update the inner batch ("train batch as dev"). Metrics are
-      those of the last inner update and of the last outer update.
+      those of the last inner update and of the last outer update. `step.lower`, with the step's arguments or their
+      shapes, is that of `jax.jit`; with loop "host" it returns one `Lowered` per compiled update (see
+      `training.memory`).
 
     Raises:
       ValueError: an impossible option, or (from `init`, before any training) losses that do not fit the interface.
@@ -108,7 +110,14 @@ def make_step(
             metrics = {**metrics, **outer_metrics}
         return state, metrics
 
-    return partial(_init, plan), step if loop == "host" else compiled(step)
+    def lower_updates(state, inner_batch, outer_batch=None):
+        lowered = (inner_update.lower(state, inner_batch, 0),)
+        return lowered if method.outer is None else (*lowered, outer_update.lower(state, inner_batch, outer_batch, 0))
+
+    if loop == "host":
+        step.lower = lower_updates
+        return partial(_init, plan), step
+    return partial(_init, plan), compiled(step)
 
 
 class _Plan(NamedTuple):
