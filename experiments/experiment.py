@@ -33,6 +33,8 @@ class Experiment(NamedTuple):
       metric: the one of them that chooses the best step on validation.
       batch_of: `(data, indices) -> batch`, the examples at these places, to ask the method for their weights.
       outer_steps: outer updates after every `inner_steps` inner ones.
+      step_model: the model in the form in which the training step takes it, where that is another one, in parts or in
+        half precision; `None` for `model`.
     """
 
     model: TaskModel
@@ -46,6 +48,7 @@ class Experiment(NamedTuple):
     metric: str
     batch_of: Callable[[Any, Any], Any]
     outer_steps: int = 1
+    step_model: TaskModel | None = None
 
 
 _NOT_FOR_TRAINING = ("true_label", "corrupted", "example_id")

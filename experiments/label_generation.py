@@ -81,8 +81,9 @@ def method_options(settings, shapes) -> dict[str, dict]:
     """Options of the methods that need some.
 
     Raises:
-      ValueError: another network or manual task than there are; it is called before any data are read.
+      ValueError: another network, manual task or dtype than there are; it is called before any data are read.
     """
+    vision.check_large_model_settings(settings)
     for name, known in (("network", NETWORKS), ("manual", MANUAL)):
         if getattr(settings, name) not in known:
             raise ValueError(f"{name}={getattr(settings, name)!r}: wanted one of {', '.join(known)}.")

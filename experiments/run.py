@@ -7,6 +7,8 @@ with the same numbers, to the bit, as a run that nothing interrupted. A finished
 
 SIGTERM, as a cluster sends it, saves at the next step and ends with status 143; Ctrl-C ends with 130, bad input and a
 full disk with 2. A damaged checkpoint is set aside, with a warning, and the one before it is used.
+
+With --dry-run the command compiles the step, prints what it will need of the device's memory, and stops.
 """
 
 if __name__ == "__main__":  # first: the imports take seconds
@@ -19,7 +21,7 @@ import argparse
 from auxjax import methods
 from experiments import command_line, processes, terminal
 from experiments.method_labels import WITH_DEV
-from experiments.trainer import train
+from experiments.trainer import estimate, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +42,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seed of the split, the label noise, the params and all later draws (default 0)",
     )
+    found.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="load the data, compile the step, print what it needs of the device's memory and stop; nothing is written",
+    )
     return found
 
 
@@ -50,6 +57,11 @@ def main(argv=None) -> int:
     def work():
         mesh = command_line.mesh(arguments)
         settings = command_line.settings(arguments)
+        title = f"{arguments.config}: {arguments.method}, seed {arguments.seed}"
+        if arguments.dry_run:
+            run = (arguments.config, settings, arguments.method, arguments.seed)
+            terminal.show_memory(title, estimate(*run, data_dir=arguments.data_dir, mesh=mesh))
+            return
         with terminal.progress() as follow:
             on_step = follow(f"{arguments.method} seed {arguments.seed}", settings.steps)
             result = train(
@@ -63,9 +75,7 @@ def main(argv=None) -> int:
                 on_step=on_step,
             )
         if processes.is_first():
-            terminal.show_result(
-                f"{arguments.config}: {arguments.method}, seed {arguments.seed}", result, arguments.out
-            )
+            terminal.show_result(title, result, arguments.out)
 
     return command_line.guarded(work)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from auxjax.training.memory import MemoryEstimate
 from experiments import processes
 from experiments.metrics import heading, metric_of
 
@@ -104,3 +105,28 @@ def show_result(title: str, result: dict, directory: pathlib.Path) -> None:
         table.add_row(heading(name), f"{100 * value:.2f}" if metric.unit == "%" else f"{value:.4g}")
     show(table)
     show_files("Files", [directory / name for name in ("result.json", "metrics.jsonl", "weights.npz")])
+
+
+_MEMORY = {
+    "params": "params",
+    "optimizer": "state of the optimiser",
+    "method": "state of the method",
+    "model_state": "state of the model",
+    "data": "data",
+    "temporaries": "temporaries of the step",
+    "outputs": "outputs of the step",
+    "total": "total",
+    "limit": "limit of the device",
+}
+
+
+def show_memory(title: str, estimate: MemoryEstimate) -> None:
+    """What a step needs of the device's memory, in MB."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("memory on one device")
+    table.add_column("MB", justify="right")
+    for name, value in estimate._asdict().items():
+        if name == "total":
+            table.add_section()
+        table.add_row(_MEMORY[name], "unknown" if value is None else f"{value / 1e6:,.2f}")
+    show(table)

@@ -10,7 +10,7 @@ import pathlib
 import time
 import zlib
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 
 from auxjax import make_step, task_weights
 from auxjax.training.checkpoint import open_checkpoints, save
+from auxjax.training.memory import MemoryEstimate, estimate_memory
 from auxjax.training.parallel import on_all
 from experiments import configs, interruption, method_labels, processes, records
 from experiments.data.splits import check_splits, input_of, merge
@@ -27,7 +28,7 @@ from experiments.statistics import auroc
 
 DEV_MODES = ("held_out", "train")
 AT_LEAST_ONE = {"steps", "log_every", "checkpoint_every", "inner_steps", "batch_size", "outer_batch_size", "hidden"}
-AT_LEAST_ONE |= {"outer_steps", "channels", "label_channels", "sub_classes"}
+AT_LEAST_ONE |= {"outer_steps", "channels", "label_channels", "sub_classes", "accumulate"}
 
 
 class Shapes(NamedTuple):
@@ -80,7 +81,7 @@ def compiled(config: str, settings, method: str, shapes: Shapes, mesh=None):
     """The experiment, `init`, `step` and the weights, cached: the seeds of one process share what was compiled."""
     experiment = configs.get(config).build(settings, method, shapes)
     init, step = make_step(
-        experiment.model,
+        experiment.step_model or experiment.model,
         experiment.method,
         experiment.optimizer,
         inner_steps=experiment.inner_steps,
@@ -130,18 +131,11 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
         return finished
     started = time.perf_counter()
 
-    splits = configs.get(config).load(settings, seed, data_dir)
-    check_splits(splits)
-    train_split = merge(splits.train, splits.dev) if label.with_dev or settings.dev == "train" else splits.train
-    shapes = Shapes(input_of(train_split).shape[1:], splits.num_classes, len(train_split["label"]), splits.tasks)
-    method = method_labels.text_of(label._replace(with_dev=False))
-    experiment, init, step, weigh = compiled(config, settings, method, shapes, mesh)
-
-    inner_data = on_device(train_split, mesh)
-    outer_data = inner_data if settings.dev == "train" else on_device(splits.dev, mesh)
+    ready = _prepare(config, settings, label, seed, data_dir, mesh)
+    experiment, splits = ready.experiment, ready.splits
     key_params, key_run = jax.random.split(jax.random.key(seed))
     params, model_state = experiment.init_params(key_params)
-    state = init(key_run, params, inner_data, model_state)
+    state = ready.init(key_run, params, ready.inner_data, model_state)
     carried = {"state": state, "best": _copy((state.params, state.model_state))}
     note = {"best": {}, "best_step": 0, "lines": 0}
 
@@ -159,7 +153,7 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
             raise interruption.Preempted(at)
         while at < settings.steps:
             interruption.check()
-            carried["state"], metrics = step(carried["state"], inner_data, outer_data)
+            carried["state"], metrics = ready.step(carried["state"], ready.inner_data, ready.outer_data)
             at += experiment.inner_steps
             last, stop = at >= settings.steps, interruption.stop_asked(at // experiment.inner_steps)
             log = last or at % settings.log_every < experiment.inner_steps
@@ -177,7 +171,7 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
                         records.note_checkpoints(directory, manager.all_steps(), at)
             if stop:
                 raise interruption.Preempted(at)
-        result = _finish(directory, experiment, weigh, splits, train_split, carried, note, mesh)
+        result = _finish(directory, ready, carried, note, mesh)
     if processes.is_first():
         records.append_line(directory / "timing.jsonl", {"step": at, "seconds": time.perf_counter() - started})
     return result
@@ -194,6 +188,47 @@ def _check_shared(directory) -> None:
             f"{directory} is not one folder for all {jax.process_count()} processes: some do not see the run.json that "
             "the first has just written there. --out must lie on a disk or in a bucket that all of them share."
         )
+
+
+def estimate(config, settings, method, seed, *, data_dir=None, mesh=None) -> MemoryEstimate:
+    """The memory that `train` would need on the device, from the compiled step; nothing is trained or written.
+
+    Raises:
+      ValueError: anything wrong with the names, the settings or the data.
+    """
+    check_settings(settings)
+    check_seed(seed)
+    check_method(config, settings, method)
+    ready = _prepare(config, settings, method_labels.parse(method), seed, data_dir, mesh)
+    key = jax.random.key(seed)
+    params, model_state = jax.eval_shape(ready.experiment.init_params, key)
+    state = jax.eval_shape(ready.init, key, params, ready.inner_data, model_state)
+    return estimate_memory(ready.step, state, ready.inner_data, ready.outer_data)
+
+
+class _Ready(NamedTuple):
+    """Data and program of a run."""
+
+    splits: Any
+    train_split: dict
+    experiment: Any
+    init: Any
+    step: Any
+    weigh: Any
+    inner_data: Any
+    outer_data: Any
+
+
+def _prepare(config, settings, label, seed, data_dir, mesh) -> _Ready:
+    """Reads the data and builds the program; nothing is computed or written."""
+    splits = configs.get(config).load(settings, seed, data_dir)
+    check_splits(splits)
+    train_split = merge(splits.train, splits.dev) if label.with_dev or settings.dev == "train" else splits.train
+    shapes = Shapes(input_of(train_split).shape[1:], splits.num_classes, len(train_split["label"]), splits.tasks)
+    program = compiled(config, settings, method_labels.text_of(label._replace(with_dev=False)), shapes, mesh)
+    inner_data = on_device(train_split, mesh)
+    outer_data = inner_data if settings.dev == "train" else on_device(splits.dev, mesh)
+    return _Ready(splits, train_split, *program, inner_data, outer_data)
 
 
 def _crc32(splits) -> int:
@@ -234,9 +269,9 @@ def _log(directory, experiment, splits, carried, note, at, metrics) -> None:
     note["lines"] += 1
 
 
-def _finish(directory, experiment, weigh, splits, train_split, carried, note, mesh) -> dict:
+def _finish(directory, ready, carried, note, mesh) -> dict:
     """Looks at the test set, once: with the last params, and with those that validation chose."""
-    state = carried["state"]
+    splits, train_split, experiment, state = ready.splits, ready.train_split, ready.experiment, carried["state"]
     found = {
         "test": experiment.evaluate(*processes.here((state.params, state.model_state)), splits.test),
         "selected_test": experiment.evaluate(*processes.here(carried["best"]), splits.test),
@@ -244,7 +279,7 @@ def _finish(directory, experiment, weigh, splits, train_split, carried, note, me
     }
     result = {"step": int(state.step), "selected_step": note["best_step"]}
     result |= {f"{place}_{name}": value for place, values in found.items() for name, value in values.items()}
-    weights = _training_weights(weigh, state, train_split, mesh)
+    weights = _training_weights(ready.weigh, state, train_split, mesh)
     corrupted = train_split["corrupted"]
     if corrupted.any() and not corrupted.all():
         result["corrupted_auroc"] = auroc(weights[experiment.model.primary], ~corrupted)

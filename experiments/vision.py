@@ -13,6 +13,7 @@ import optax
 from auxjax import TaskLosses, TaskModel
 from auxjax.models import ConvNet
 from auxjax.tasks.rotation import rotation_batch
+from auxjax.training.model_transforms import accumulate, mixed_precision, remat
 from experiments import batches, method_labels
 from experiments.common_options import common_options
 from experiments.experiment import Experiment
@@ -20,6 +21,7 @@ from experiments.experiment import Experiment
 PRIMARY = "class"
 AUXILIARY = ("rotation", "decoy")
 DECOY_CLASSES = 5
+DTYPES = ("float32", "bfloat16")
 
 
 def heads(num_classes: int, auxiliary: tuple[str, ...]) -> dict[str, int]:
@@ -41,10 +43,34 @@ def to_float(images):
 
 
 def forward(network, params, model_state, images):
-    """The network's `Outputs` in training and its new state, `None` where it has none."""
+    """The network's `Outputs` in training, in float32, and its new state, `None` where it has none.
+
+    The network computes in the dtype of the params: see `transformed`.
+    """
+    images = images.astype(jax.tree.leaves(params)[0].dtype)
     if model_state is None:
-        return network.apply({"params": params}, images, train=True), None
-    return network.apply({"params": params, **model_state}, images, train=True, mutable=list(model_state))
+        out, new_state = network.apply({"params": params}, images, train=True), None
+    else:
+        out, new_state = network.apply({"params": params, **model_state}, images, train=True, mutable=list(model_state))
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), out), new_state
+
+
+def check_large_model_settings(settings) -> None:
+    """Raises a ValueError for a `dtype` there is not; the rest concerns the batch, and is for `accumulate` to say."""
+    if settings.dtype not in DTYPES:
+        raise ValueError(f"dtype={settings.dtype!r}: wanted one of {', '.join(DTYPES)}.")
+
+
+def transformed(model: TaskModel, settings) -> TaskModel:
+    """What the settings `dtype`, `remat` and `accumulate` make of a model; with their defaults, the model itself.
+
+    Saved by `remat` is what convolutions and matrix products gave; the cheap steps between them are computed again.
+    """
+    if settings.dtype != "float32":
+        model = mixed_precision(model, settings.dtype)
+    if settings.remat:
+        model = remat(model, jax.checkpoint_policies.dots_saveable)
+    return accumulate(model, settings.accumulate)
 
 
 def task_model(network, auxiliary: tuple[str, ...]) -> TaskModel:
@@ -136,7 +162,12 @@ def init_params(network, shape: tuple[int, ...]):
 
 
 def convnet_options(settings, shapes) -> dict[str, dict]:
-    """Options of the methods that need some, for `convnet_experiment`."""
+    """Options of the methods that need some, for `convnet_experiment`.
+
+    Raises:
+      ValueError: a dtype there is not; it is called before any data are read.
+    """
+    check_large_model_settings(settings)
     return common_options(settings, shapes, settings.auxiliary, max_updates=200, fixed_weight=0.3)
 
 
@@ -145,14 +176,16 @@ def convnet_experiment(settings, method: str, shapes) -> Experiment:
 
     Args:
       settings: a config's, with `channels`, `auxiliary`, `learning_rate`, `steps`, `inner_steps`, `padding` (of the
-        crops; there are mirror images, too), `batch_size`, `outer_batch_size` and what `common_options` wants.
+        crops; there are mirror images, too), `batch_size`, `outer_batch_size` and what `transformed` and
+        `common_options` want.
       method: a label, see `method_labels`.
       shapes: `trainer.Shapes`.
     """
     network = ConvNet(heads=heads(shapes.num_classes, settings.auxiliary), channels=settings.channels, norm="batch")
-
+    model = task_model(network, settings.auxiliary)
     return Experiment(
-        model=task_model(network, settings.auxiliary),
+        model=model,
+        step_model=transformed(model, settings),
         method=method_labels.make(method, convnet_options(settings, shapes)),
         optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
         inner_steps=settings.inner_steps,

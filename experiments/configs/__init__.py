@@ -49,9 +49,14 @@ def override(settings, assignments: list[str]):
 
 
 _KINDS = {int: "whole number", float: "number", str: "word"}
+_BOOLS = {"true": True, "false": False}
 
 
 def _parse(name: str, text: str, default):
+    if isinstance(default, bool):
+        if text.lower() not in _BOOLS:
+            raise ValueError(f"--set {name}={text}: wanted true or false, such as {name}={as_text(default)}.")
+        return _BOOLS[text.lower()]
     if not isinstance(default, tuple):
         kind, wanted, such_as = type(default), f"a {_KINDS[type(default)]}", default
     else:
@@ -65,4 +70,6 @@ def _parse(name: str, text: str, default):
 
 def as_text(value) -> str:
     """A setting's value as `--set` takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -59,6 +59,9 @@ class Settings:
     train_size: int = 10_000
     dev_size: int = 1000
     validation_size: int = 2000
+    dtype: str = "float32"
+    accumulate: int = 1
+    remat: bool = False
     log_every: int = 150
     checkpoint_every: int = 750
 
@@ -82,8 +85,10 @@ def build(settings, method, shapes) -> Experiment:
     network = label_generation.make_network(
         settings.network, shapes.num_classes, settings.sub_classes, settings.channels
     )
+    model = label_generation.task_model(network, settings.manual, settings.sub_classes, settings.focal_gamma)
     return Experiment(
-        model=label_generation.task_model(network, settings.manual, settings.sub_classes, settings.focal_gamma),
+        model=model,
+        step_model=vision.transformed(model, settings),
         method=method_labels.make(method, method_options(settings, shapes)),
         optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
         inner_steps=settings.inner_steps,

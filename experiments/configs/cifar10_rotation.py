@@ -38,6 +38,9 @@ class Settings:
     train_size: int = 0
     dev_size: int = 200
     validation_size: int = 2000
+    dtype: str = "float32"
+    accumulate: int = 1
+    remat: bool = False
     log_every: int = 500
     checkpoint_every: int = 1000
 

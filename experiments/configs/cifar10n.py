@@ -44,6 +44,9 @@ class Settings:
     train_size: int = 10_000
     dev_size: int = 200
     validation_size: int = 2000
+    dtype: str = "float32"
+    accumulate: int = 1
+    remat: bool = False
     log_every: int = 250
     checkpoint_every: int = 500
 

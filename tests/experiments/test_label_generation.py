@@ -48,6 +48,18 @@ def test_a_short_run_and_its_resumption(tmp_path, archive, method):
     assert_same_run(whole, half)
 
 
+@pytest.mark.slow
+def test_a_short_run_in_parts_and_in_half_precision(tmp_path, archive):
+    """130 training images at the end are no multiple of 4: the weights are those of the model as it is."""
+    changes = {**SHORT, "train_size": 130, "accumulate": 4, "dtype": "bfloat16", "remat": "true"}
+    settings = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
+    command = ["run", "cifar100", "--method", "equal", "--data-dir", archive, *settings, "--out", tmp_path / "out"]
+    assert call(*command) == 0
+    result, log = read(tmp_path / "out")
+    assert 0 <= result["test_accuracy"] <= 1
+    assert all(np.isfinite(line["loss/class"]) for line in log)
+
+
 def batch_of(count=6):
     rng = np.random.default_rng(1)
     return {
@@ -100,9 +112,19 @@ def test_the_primary_loss_is_focal():
 
 
 @pytest.mark.parametrize(
-    ("setting", "match"), [("network=vgg", "vgg16"), ("manual=mine", "human, decoy"), ("sub_classes=0", "at least 1")]
+    ("setting", "match"),
+    [
+        ("network=vgg", "vgg16"),
+        ("manual=mine", "human, decoy"),
+        ("sub_classes=0", "at least 1"),
+        ("dtype=float16", "dtype='float16': wanted one of float32, bfloat16"),
+        ("accumulate=0", "accumulate=0: wanted a whole number of at least 1"),
+        ("remat=perhaps", "wanted true or false, such as remat=false"),
+        ("accumulate=5", "['image'] has 12 examples, which 5 parts cannot share evenly"),
+    ],
 )
 def test_mistakes_are_named(tmp_path, archive, capsys, setting, match):
-    command = ["run", "cifar100", "--method", "stl", "--data-dir", archive, "--set", setting]
+    changes = [part for name, value in SHORT.items() for part in ("--set", f"{name}={value}")]
+    command = ["run", "cifar100", "--method", "stl", "--data-dir", archive, *changes, "--set", setting]
     assert call(*command, "--out", tmp_path) == 2
     assert match in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Batches, augmentation and the multi-task loss of the image configs."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,3 +174,54 @@ def test_evaluate_is_the_accuracy_in_chunks_of_any_size(dtype):
     for chunk in (7, 40, 1000):
         found = vision.make_evaluate(network, chunk)(variables["params"], statistics, split)
         assert found == {"accuracy": pytest.approx(expected, abs=1e-12)}
+
+
+class Large(NamedTuple):
+    """The settings for large models."""
+
+    dtype: str = "float32"
+    accumulate: int = 1
+    remat: bool = False
+
+
+def test_the_defaults_leave_the_model_alone():
+    model = vision.task_model(MLP(hidden=(12,), heads=vision.heads(3, ())), ())
+    assert vision.transformed(model, Large()) is model
+
+
+def test_losses_in_half_precision_in_parts_are_those_of_the_whole_in_float32():
+    network = ConvNet(heads=vision.heads(3, ("decoy",)), channels=(4, 4), norm="batch")
+    data = make_data(channels=3, dtype=np.uint8)
+    params, model_state = vision.init_params(network, (8, 8, 3))(jax.random.key(0))
+    batch = vision.batch_of(data, jnp.arange(32))
+    model = vision.task_model(network, ("decoy",))
+    seen = []
+
+    def watched(params, batch, key, model_state):
+        seen.append(jax.tree.leaves(params)[0].dtype)
+        return model.losses(params, batch, key, model_state)
+
+    large = vision.transformed(model._replace(losses=watched), Large("bfloat16", 2, True))
+    found = jax.jit(large.losses)(params, batch, jax.random.key(1), model_state)
+    assert set(seen) == {jnp.dtype("bfloat16")}
+    for part in (0, 1):
+        rows = jax.tree.map(lambda leaf, part=part: leaf[part::2], batch)
+        wanted = jax.jit(model.losses)(params, rows, jax.random.key(1), model_state)
+        for task, values in wanted.values.items():
+            assert found.values[task].dtype == jnp.float32
+            np.testing.assert_allclose(found.values[task][part::2], values, rtol=0.05)
+    for leaf, before in zip(*map(jax.tree.leaves, (found.state, model_state)), strict=True):
+        assert leaf.dtype == before.dtype == jnp.float32
+        assert (leaf != before).any()
+
+
+def test_convolutions_in_half_precision_are_convolutions_in_half_precision():
+    """Bytes become float32 images: they must not pull the network back to float32."""
+    network = ConvNet(heads=vision.heads(3, ()), channels=(4, 4), norm="batch")
+    data = make_data(channels=3, dtype=np.uint8)
+    params, model_state = vision.init_params(network, (8, 8, 3))(jax.random.key(0))
+    model = vision.transformed(vision.task_model(network, ()), Large("bfloat16"))
+    program = str(jax.make_jaxpr(model.losses)(params, data, jax.random.key(1), model_state))
+    convolutions = [line for line in program.splitlines() if "conv_general_dilated[" in line]
+    assert len(convolutions) == 2
+    assert all(":bf16[" in line for line in convolutions)
