@@ -1,5 +1,8 @@
 """Batches drawn on the device, from the key alone: the same for every kind of data."""
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 
 
@@ -8,22 +11,30 @@ def take(data, indices):
     return {**{name: array[indices] for name, array in data.items()}, "index": indices}
 
 
-def draw(batch_size: int, batch_of=take, augment=None):
-    """`(data, key) -> batch`: `batch_size` different examples, chosen uniformly.
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """`(data, key) -> batch`: `batch_size` different examples, chosen uniformly, as training wants them.
 
     A batch size above the number of examples takes all of them.
 
-    Args:
+    Attributes:
       batch_size: examples per batch.
-      batch_of: `(data, indices) -> batch`.
+      complete: `batch -> batch`, adds what follows from the examples and their index.
       augment: `(batch, key) -> batch`, or `None`.
     """
 
-    def draw_batch(data, key):
+    batch_size: int
+    complete: Callable = lambda batch: batch
+    augment: Callable | None = None
+
+    def __call__(self, data, key):
+        """A batch from data that lie on the device."""
         key_indices, key_augment = jax.random.split(key)
         count = data["label"].shape[0]
-        indices = jax.random.choice(key_indices, count, (min(batch_size, count),), replace=False)
-        batch = batch_of(data, indices)
-        return batch if augment is None else augment(batch, key_augment)
+        indices = jax.random.choice(key_indices, count, (min(self.batch_size, count),), replace=False)
+        return self.prepare(take(data, indices), key_augment)
 
-    return draw_batch
+    def prepare(self, examples, key):
+        """A batch of given examples."""
+        batch = self.complete(examples)
+        return batch if self.augment is None else self.augment(batch, key)

@@ -15,6 +15,7 @@ import optax
 
 from auxjax import Method, TaskModel
 from auxjax.training.parallel import replicate
+from experiments.batches import Draw
 
 
 class Experiment(NamedTuple):
@@ -31,7 +32,6 @@ class Experiment(NamedTuple):
       evaluate: `(params, model_state, split) -> {metric: number}`, metrics of the primary task as `experiments.metrics`
         knows them, on a split (see `data.splits`).
       metric: the one of them that chooses the best step on validation.
-      batch_of: `(data, indices) -> batch`, the examples at these places, to ask the method for their weights.
       outer_steps: outer updates after every `inner_steps` inner ones.
       step_model: the model in the form in which the training step takes it, where that is another one, in parts or in
         half precision; `None` for `model`.
@@ -42,11 +42,10 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     inner_steps: int
     init_params: Callable[[jax.Array], tuple[Any, Any]]
-    draw_inner: Callable[[Any, jax.Array], Any]
-    draw_outer: Callable[[Any, jax.Array], Any]
+    draw_inner: Draw
+    draw_outer: Draw
     evaluate: Callable[[Any, Any, dict], dict[str, float]]
     metric: str
-    batch_of: Callable[[Any, Any], Any]
     outer_steps: int = 1
     step_model: TaskModel | None = None
 
@@ -54,7 +53,12 @@ class Experiment(NamedTuple):
 _NOT_FOR_TRAINING = ("true_label", "corrupted", "example_id")
 
 
+def visible(split: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a split that training may see."""
+    return {name: array for name, array in split.items() if name not in _NOT_FOR_TRAINING}
+
+
 def on_device(split: dict[str, np.ndarray], mesh=None) -> dict[str, jax.Array]:
     """The arrays of a split that training may see, on the device, or on every device of a mesh."""
-    found = {name: array for name, array in split.items() if name not in _NOT_FOR_TRAINING}
+    found = visible(split)
     return jax.tree.map(jax.numpy.asarray, found) if mesh is None else replicate(found, mesh)

@@ -20,9 +20,10 @@ from auxjax import make_step, task_weights
 from auxjax.training.checkpoint import open_checkpoints, save
 from auxjax.training.memory import MemoryEstimate, estimate_memory
 from auxjax.training.parallel import on_all
-from experiments import configs, interruption, method_labels, processes, records
+from experiments import configs, feeds, interruption, method_labels, processes, records
+from experiments.batches import take
 from experiments.data.splits import check_splits, input_of, merge
-from experiments.experiment import on_device
+from experiments.experiment import on_device, visible
 from experiments.resuming import resume
 from experiments.statistics import auroc
 
@@ -61,8 +62,9 @@ def check_settings(settings) -> None:
             raise ValueError(f"{name}={value}: wanted a finite number of at least 0.")
         if name in AT_LEAST_ONE and not all(1 <= number < 2**31 for number in numbers):
             raise ValueError(f"{name}={value}: wanted a whole number of at least 1 (and below 2^31).")
-    if settings.dev not in DEV_MODES:
-        raise ValueError(f"dev={settings.dev!r}: wanted one of {', '.join(DEV_MODES)}.")
+    for name, choices in (("dev", DEV_MODES), ("input", feeds.INPUTS)):
+        if getattr(settings, name) not in choices:
+            raise ValueError(f"{name}={getattr(settings, name)!r}: wanted one of {', '.join(choices)}.")
 
 
 def check_seed(seed: int) -> None:
@@ -86,14 +88,14 @@ def compiled(config: str, settings, method: str, shapes: Shapes, mesh=None):
         experiment.optimizer,
         inner_steps=experiment.inner_steps,
         outer_steps=experiment.outer_steps,
-        draw_inner=experiment.draw_inner,
-        draw_outer=experiment.draw_outer,
+        draw_inner=None if settings.input == "stream" else experiment.draw_inner,
+        draw_outer=None if settings.input == "stream" else experiment.draw_outer,
         mesh=mesh,
     )
 
     @partial(jax.jit, out_shardings=None if mesh is None else on_all(mesh))
-    def weigh(state, data, indices):
-        batch = experiment.batch_of(data, indices)
+    def weigh(state, examples):
+        batch = experiment.draw_inner.complete(examples)
         return task_weights(experiment.model, experiment.method, state, batch, key=jax.random.key(0))
 
     return experiment, init, step, weigh
@@ -135,7 +137,7 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
     experiment, splits = ready.experiment, ready.splits
     key_params, key_run = jax.random.split(jax.random.key(seed))
     params, model_state = experiment.init_params(key_params)
-    state = ready.init(key_run, params, ready.inner_data, model_state)
+    state = ready.init(key_run, params, next(ready.feed(0))[0], model_state)
     carried = {"state": state, "best": _copy((state.params, state.model_state))}
     note = {"best": {}, "best_step": 0, "lines": 0}
 
@@ -151,9 +153,10 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
         on_step(at)
         if interruption.stop_asked(at // experiment.inner_steps):
             raise interruption.Preempted(at)
+        batches = ready.feed(at // experiment.inner_steps)
         while at < settings.steps:
             interruption.check()
-            carried["state"], metrics = ready.step(carried["state"], ready.inner_data, ready.outer_data)
+            carried["state"], metrics = ready.step(carried["state"], *next(batches))
             at += experiment.inner_steps
             last, stop = at >= settings.steps, interruption.stop_asked(at // experiment.inner_steps)
             log = last or at % settings.log_every < experiment.inner_steps
@@ -202,8 +205,9 @@ def estimate(config, settings, method, seed, *, data_dir=None, mesh=None) -> Mem
     ready = _prepare(config, settings, method_labels.parse(method), seed, data_dir, mesh)
     key = jax.random.key(seed)
     params, model_state = jax.eval_shape(ready.experiment.init_params, key)
-    state = jax.eval_shape(ready.init, key, params, ready.inner_data, model_state)
-    return estimate_memory(ready.step, state, ready.inner_data, ready.outer_data)
+    inner, outer = next(ready.feed(0))
+    state = jax.eval_shape(ready.init, key, params, inner, model_state)
+    return estimate_memory(ready.step, state, inner, outer)
 
 
 class _Ready(NamedTuple):
@@ -215,8 +219,7 @@ class _Ready(NamedTuple):
     init: Any
     step: Any
     weigh: Any
-    inner_data: Any
-    outer_data: Any
+    feed: Any
 
 
 def _prepare(config, settings, label, seed, data_dir, mesh) -> _Ready:
@@ -226,9 +229,13 @@ def _prepare(config, settings, label, seed, data_dir, mesh) -> _Ready:
     train_split = merge(splits.train, splits.dev) if label.with_dev or settings.dev == "train" else splits.train
     shapes = Shapes(input_of(train_split).shape[1:], splits.num_classes, len(train_split["label"]), splits.tasks)
     program = compiled(config, settings, method_labels.text_of(label._replace(with_dev=False)), shapes, mesh)
-    inner_data = on_device(train_split, mesh)
-    outer_data = inner_data if settings.dev == "train" else on_device(splits.dev, mesh)
-    return _Ready(splits, train_split, *program, inner_data, outer_data)
+    dev_split = train_split if settings.dev == "train" else splits.dev
+    if settings.input == "stream":
+        feed = feeds.streamed(program[0], visible(train_split), visible(dev_split), seed, mesh)
+    else:
+        inner_data = on_device(train_split, mesh)
+        feed = feeds.resident(inner_data, inner_data if settings.dev == "train" else on_device(dev_split, mesh))
+    return _Ready(splits, train_split, *program, feed)
 
 
 def _crc32(splits) -> int:
@@ -291,9 +298,9 @@ def _finish(directory, ready, carried, note, mesh) -> dict:
     return result
 
 
-def _training_weights(weigh, state, train_split, mesh, chunk: int = 1000) -> dict[str, np.ndarray]:
+def _training_weights(weigh, state, train_split, mesh=None, chunk: int = 1000) -> dict[str, np.ndarray]:
     """The weights of all training examples, in parts of about `chunk`: a whole data set need not fit in one batch."""
-    data, count = on_device(train_split, mesh), len(train_split["label"])
+    data, count = visible(train_split), len(train_split["label"])
     parts = np.array_split(np.arange(count, dtype=np.int32), -(-count // chunk))
-    found = [jax.device_get(weigh(state, data, indices)) for indices in parts]
+    found = [jax.device_get(weigh(state, on_device(take(data, indices), mesh))) for indices in parts]
     return {task: np.concatenate([part[task] for part in found]) for task in found[0]}

@@ -104,16 +104,16 @@ def chance(indices, num_classes: int):
     return (hashed % jnp.uint32(num_classes)).astype(jnp.int32)
 
 
-def batch_of(data, indices):
-    """The examples at `indices`, with the decoy's labels."""
-    return {**batches.take(data, indices), "decoy": chance(indices, DECOY_CLASSES)}
+def with_decoy(batch):
+    """The batch with the decoy's labels."""
+    return {**batch, "decoy": chance(batch["index"], DECOY_CLASSES)}
 
 
-def draw(batch_size: int, augment=None, batch_of=batch_of):
-    """`(data, key) -> batch`, see `batches.draw`; `augment(images, key)` if given."""
+def draw(batch_size: int, augment=None, complete=with_decoy) -> batches.Draw:
+    """How to draw batches, see `batches.Draw`; `augment(images, key)` if given."""
     if augment is None:
-        return batches.draw(batch_size, batch_of)
-    return batches.draw(batch_size, batch_of, lambda batch, key: {**batch, "image": augment(batch["image"], key)})
+        return batches.Draw(batch_size, complete)
+    return batches.Draw(batch_size, complete, lambda batch, key: {**batch, "image": augment(batch["image"], key)})
 
 
 def crop_and_flip(padding: int):
@@ -194,5 +194,4 @@ def convnet_experiment(settings, method: str, shapes) -> Experiment:
         draw_outer=draw(settings.outer_batch_size),
         evaluate=make_evaluate(network),
         metric="accuracy",
-        batch_of=batch_of,
     )

@@ -62,6 +62,7 @@ class Settings:
     dtype: str = "float32"
     accumulate: int = 1
     remat: bool = False
+    input: str = "device"
     log_every: int = 150
     checkpoint_every: int = 750
 
@@ -94,9 +95,8 @@ def build(settings, method, shapes) -> Experiment:
         inner_steps=settings.inner_steps,
         outer_steps=settings.outer_steps,
         init_params=vision.init_params(network, shapes.inputs),
-        draw_inner=vision.draw(settings.batch_size, vision.crop_and_flip(settings.padding), batches.take),
-        draw_outer=batches.draw(settings.outer_batch_size),
+        draw_inner=vision.draw(settings.batch_size, vision.crop_and_flip(settings.padding), lambda batch: batch),
+        draw_outer=batches.Draw(settings.outer_batch_size),
         evaluate=vision.make_evaluate(network),
         metric="accuracy",
-        batch_of=batches.take,
     )

@@ -41,6 +41,7 @@ class Settings:
     dtype: str = "float32"
     accumulate: int = 1
     remat: bool = False
+    input: str = "device"
     log_every: int = 500
     checkpoint_every: int = 1000
 

@@ -47,6 +47,7 @@ class Settings:
     dtype: str = "float32"
     accumulate: int = 1
     remat: bool = False
+    input: str = "device"
     log_every: int = 250
     checkpoint_every: int = 500
 

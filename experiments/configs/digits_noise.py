@@ -35,6 +35,7 @@ class Settings:
     auxiliary: tuple[str, ...] = ("rotation",)
     dev: str = "held_out"
     dev_size: int = 200
+    input: str = "device"
     log_every: int = 100
     checkpoint_every: int = 500
 
@@ -68,5 +69,4 @@ def build(settings, method, shapes) -> Experiment:
         draw_outer=vision.draw(settings.outer_batch_size),
         evaluate=vision.make_evaluate(network),
         metric="accuracy",
-        batch_of=vision.batch_of,
     )

@@ -43,6 +43,7 @@ class Settings:
     dev: str = "held_out"
     dev_size: int = 60
     validation_size: int = 300
+    input: str = "device"
     log_every: int = 50
     checkpoint_every: int = 500
 
@@ -79,9 +80,8 @@ def build(settings, method, shapes) -> Experiment:
         optimizer=optax.adam(settings.learning_rate),
         inner_steps=settings.inner_steps,
         init_params=init_params,
-        draw_inner=batches.draw(settings.batch_size),
-        draw_outer=batches.draw(settings.outer_batch_size),
+        draw_inner=batches.Draw(settings.batch_size),
+        draw_outer=batches.Draw(settings.outer_batch_size),
         evaluate=multilabel.make_evaluate(network),
         metric="auroc",
-        batch_of=batches.take,
     )

@@ -72,9 +72,9 @@ def test_metrics_are_those_of_the_primary_task(fitted):
 
 def test_a_batch_says_where_its_examples_stand():
     data = {name: jnp.asarray(array) for name, array in make_data().items()}
-    batch = jax.jit(batches.draw(16))(data, jax.random.key(2))
+    batch = jax.jit(batches.Draw(16))(data, jax.random.key(2))
     assert np.unique(batch["index"]).size == 16
     for name, array in data.items():
         np.testing.assert_array_equal(batch[name], array[batch["index"]])
-    whole = batches.draw(100)(data, jax.random.key(2))
+    whole = batches.Draw(100)(data, jax.random.key(2))
     assert sorted(whole["index"].tolist()) == list(range(40))

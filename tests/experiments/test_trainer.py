@@ -81,9 +81,9 @@ def test_result_and_weights_are_those_of_the_last_and_the_best_params(tmp_path, 
     kept = {}
     real = trainer._finish
 
-    def spy(directory, experiment, weigh, splits, train_split, carried, note):
-        kept.update(experiment=experiment, splits=splits, carried=carried)
-        return real(directory, experiment, weigh, splits, train_split, carried, note)
+    def spy(directory, ready, carried, *rest):
+        kept.update(experiment=ready.experiment, splits=ready.splits, carried=carried)
+        return real(directory, ready, carried, *rest)
 
     monkeypatch.setattr(trainer, "_finish", spy)
     settings = dataclasses.replace(SETTINGS, steps=60, learning_rate=3e-3)

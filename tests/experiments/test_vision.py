@@ -11,7 +11,7 @@ import pytest
 import auxjax
 from auxjax.models import MLP, ConvNet
 from auxjax.tasks.rotation import rotate_batch
-from experiments import vision
+from experiments import batches, vision
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
@@ -63,7 +63,7 @@ def test_a_batch_size_above_the_data_takes_all():
 
 def test_the_decoys_label_belongs_to_the_example_and_to_nothing_else():
     data = make_data(count=1000)
-    labels = np.asarray(vision.batch_of(data, jnp.arange(1000))["decoy"])
+    labels = np.asarray(vision.with_decoy(batches.take(data, jnp.arange(1000)))["decoy"])
     for number in range(3):
         batch = vision.draw(64)(data, jax.random.key(number))
         np.testing.assert_array_equal(batch["decoy"], labels[where_in(data, batch)])
@@ -193,7 +193,7 @@ def test_losses_in_half_precision_in_parts_are_those_of_the_whole_in_float32():
     network = ConvNet(heads=vision.heads(3, ("decoy",)), channels=(4, 4), norm="batch")
     data = make_data(channels=3, dtype=np.uint8)
     params, model_state = vision.init_params(network, (8, 8, 3))(jax.random.key(0))
-    batch = vision.batch_of(data, jnp.arange(32))
+    batch = vision.with_decoy(batches.take(data, jnp.arange(32)))
     model = vision.task_model(network, ("decoy",))
     seen = []
 
