@@ -184,11 +184,18 @@ def write_json(path: pathlib.Path, content: dict) -> None:
 
 
 def append_line(path: pathlib.Path, row: dict) -> None:
-    """Appends one JSON line, to the disk. Numbers keep every digit, so equal lines mean equal runs."""
+    """Appends one JSON line. Numbers keep every digit, so equal lines mean equal runs.
+
+    It is safe from the death of the process, and from that of the machine after `to_disk`, which takes milliseconds.
+    """
     with full_disk_explained(path, path.parent), path.open("a") as stream:
         stream.write(json.dumps(row, sort_keys=True) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())  # a checkpoint must never be on the disk before the lines that led to it
+
+
+def to_disk(path: pathlib.Path) -> None:
+    """Sees a log to the disk: a checkpoint must never be there before the lines that led to it."""
+    with full_disk_explained(path, path.parent), path.open("a") as stream:
+        os.fsync(stream.fileno())
 
 
 def keep_lines(path: pathlib.Path, step: int, count: int) -> None:

@@ -169,6 +169,8 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
                 on_step(at)
             if keep:
                 with interruption.held(), records.full_disk_explained(f"the checkpoint of step {at}", directory):
+                    if processes.is_first():
+                        records.to_disk(directory / "metrics.jsonl")
                     save(manager, at, carried, note)
                     if processes.is_first():
                         records.note_checkpoints(directory, manager.all_steps(), at)
@@ -250,13 +252,19 @@ def _crc32(splits) -> int:
 
 def _check_finite(state, metrics, at, directory) -> None:
     broken = sorted(name for name, value in metrics.items() if name.startswith("loss/") and not math.isfinite(value))
-    if not broken and all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(processes.here(state.params))):
+    if not broken and bool(_is_finite(state.params)):
         return
     what = f"{broken[0]} is {metrics[broken[0]]}" if broken else "a parameter is not finite"
     raise FloatingPointError(
         f"{what} at step {at}, so training stopped. The log and the checkpoints in {directory} are from before. "
         "Try a smaller learning rate (in another --out), or look for bad values in the data."
     )
+
+
+@jax.jit
+def _is_finite(params):
+    """In one program and not leaf by leaf from the host, which takes five times as long."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
 
 
 def _copy(tree):
