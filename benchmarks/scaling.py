@@ -53,7 +53,7 @@ def lower_updates(row: Row, case: Case, sizes: Sizes, num_devices: int, reductio
       sizes: of the case.
       num_devices: how many share the batch.
       reduction: "sharded": `make_step(mesh=)`, where the compiler puts in the communication. "explicit": every device
-        computes on its part of the batch and `make_step(reduce=)` averages gradients and products.
+        computes on its part of the batch and `make_step(axis_name=)` averages gradients and products.
 
     Raises:
       ValueError: the method refuses explicit reductions.
@@ -61,9 +61,10 @@ def lower_updates(row: Row, case: Case, sizes: Sizes, num_devices: int, reductio
     mesh = data_mesh(num_devices)
     method = auxjax.methods.get(row.method, **row.options(sizes))
     optimizer = optax.with_extra_args_support(optax.sgd(1e-3, momentum=0.9))
-    how = {"mesh": mesh} if reduction == "sharded" else {"reduce": _average}
+    how = {"mesh": mesh} if reduction == "sharded" else {"axis_name": "data"}
     context = Context(case.model, optimizer, *([] if reduction == "sharded" else [_average]))
-    init, inner_update = auxjax.make_step(case.model, method._replace(outer=None), optimizer, donate=False, **how)
+    init, _ = auxjax.make_step(case.model, method, optimizer)  # the state is made once and copied to all devices
+    _, inner_update = auxjax.make_step(case.model, method._replace(outer=None), optimizer, donate=False, **how)
     state = jax.eval_shape(partial(init, jax.random.key(0)), case.params, case.batch)
     everywhere, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("data")))
     state = jax.tree.map(partial(_placed, everywhere), state)

@@ -12,7 +12,7 @@ import optax
 
 import auxjax
 from auxjax import soft_labels
-from auxjax.hypergrad import finite_difference, implicit, one_step, single_loop, unrolled
+from auxjax.hypergrad import implicit, one_step, unrolled
 from auxjax.models import MLP, ConvNet
 from auxjax.solvers import cg, neumann
 
@@ -49,7 +49,7 @@ class Row(NamedTuple):
       default: the value that the tables and the model are for.
       has_meta: whether `Sizes.meta` is the size of something.
       tasks: whether the knob is the number of auxiliary tasks.
-      replicas: whether the method takes explicit reductions, `make_step(reduce=)`.
+      replicas: whether the method takes explicit reductions, `make_step(axis_name=)`.
     """
 
     method: str
@@ -182,7 +182,6 @@ ROWS = {
     "gradnorm": Row("gradnorm", PRODUCTS, **_TASKS),
     "gradnorm, last layer": Row("gradnorm", PRODUCTS, lambda sizes: {"layer": lambda path: _last(path, sizes)}),
     "auxinash": Row("auxinash", PRODUCTS, **_TASKS),
-    "auxinash, refresh outer": Row("auxinash", PRODUCTS, lambda sizes: {"refresh": "outer"}, **_TASKS),
     "auto_lambda": Row("auto_lambda", OUTER),
     "auxilearn": Row("auxilearn", OUTER, _terms, **_TERMS),
     "maoal": Row("maoal", OUTER, _terms, **_TERMS),
@@ -193,9 +192,7 @@ ROWS = {
     "jtds, unrolled": Row(
         "jtds", OUTER, _steps(lambda n: unrolled(n, _SGD)), knob="unrolled steps", values=(2, 4), default=4
     ),
-    "jtds, single_loop": Row("jtds", OUTER, lambda sizes: {"hypergradient": single_loop()}),
     "jtds, one_step": Row("jtds", OUTER, lambda sizes: {"hypergradient": one_step(_SGD)}),
-    "jtds, finite_difference": Row("jtds", OUTER, lambda sizes: {"hypergradient": finite_difference(_SGD)}),
     "n_jtds": Row(
         "n_jtds",
         OUTER,
@@ -214,7 +211,6 @@ ROWS = {
     ),
     "random_labels": Row("random_labels", MADE, lambda sizes: _MADE | {"num_classes": CLASSES, "ids": _ids}),
     "maxl": Row("maxl", MADE, _maxl(), knob="look-ahead steps", values=(1, 2), default=1, has_meta=True),
-    "maxl, finite difference": Row("maxl", MADE, _maxl(form="finite_difference"), has_meta=True),
     "wamal": Row(
         "wamal", MADE, lambda sizes: _MADE | {"generator": _generator(sizes, _WIDE + 1, _weighted)}, has_meta=True
     ),

@@ -24,6 +24,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from benchmarks.scaling_cases import FEATURES
+
 TWICE = ("all-reduce",)  # a reduce-scatter and an all-gather in one
 
 
@@ -70,6 +72,7 @@ class Network(NamedTuple):
       flops: of a training example, forward and backward: 6 times the multiplications of a forward pass.
       per_chip: examples per chip under weak scaling.
       whole: examples of the batch under strong scaling.
+      features: d, numbers that the trunk gives for an example.
     """
 
     label: str
@@ -77,6 +80,7 @@ class Network(NamedTuple):
     flops: float
     per_chip: int
     whole: int
+    features: int
 
 
 _BOOK = "Austin et al., 2025, How to Scale Your Model, tables of chapters 2 and 12"
@@ -98,9 +102,9 @@ HARDWARE = {
     ),
 }
 NETWORKS = {
-    "wrn": Network("WRN-28-2, 32 x 32", 1.5e6, 1.29e9, 128, 1024),
-    "resnet": Network("ResNet-50, 224 x 224", 25.6e6, 24.6e9, 128, 4096),
-    "vit": Network("ViT-L/16, 224 x 224", 304e6, 369e9, 32, 4096),
+    "wrn": Network("WRN-28-2, 32 x 32", 1.5e6, 1.29e9, 128, 1024, 128),
+    "resnet": Network("ResNet-50, 224 x 224", 25.6e6, 24.6e9, 128, 4096, 2048),
+    "vit": Network("ViT-L/16, 224 x 224", 304e6, 369e9, 32, 4096, 1024),
 }
 REACHED = 0.4  # share of the peak rate
 INNER_STEPS = 10  # inner updates per outer update
@@ -225,12 +229,20 @@ def meta_bytes(row: dict, network: Network) -> float:
     return PARAM_BYTES * network.params if row["method"] in ("maxl", "wamal", "rl_aux") else 0.0
 
 
-def update_time(update: Update | None, network: Network, hardware: Hardware, batch: float, chips: int, meta: float):
+def example_factor(row: dict, network: Network) -> float:
+    """What the measured bytes per example are multiplied with: DTG-AuxL sends the features of all examples around."""
+    return network.features / FEATURES if row["method"] == "dtg_auxl" else 1.0
+
+
+def update_time(row: dict, level: str, network: Network, hardware: Hardware, batch: float, chips: int, value=None):
     """Seconds of one update on N chips, `batch` examples on each: `Time`."""
+    update = update_of(row, level, value)
     if update is None:
         return Time(0.0, 0.0, 0.0)
+    examples = example_factor(row, network) * batch * chips
     work = update.work * network.flops * batch / (REACHED * hardware.peak)
-    sizes = ((update.params, PARAM_BYTES * network.params), (update.meta, meta), (update.examples, batch * chips))
+    params, meta = PARAM_BYTES * network.params, meta_bytes(row, network)
+    sizes = ((update.params, params), (update.meta, meta), (update.examples, examples))
     moved = sum(
         bytes_seconds(hardware, factor * size, chips, twice=kind in TWICE)
         for factors, size in sizes
@@ -251,11 +263,7 @@ def step_time(row: dict, network: Network, hardware: Hardware, batch: float, chi
       **options: `inner_steps`, and the row's own number, `value`.
     """
     inner_steps = options.pop("inner_steps", INNER_STEPS)
-    meta = meta_bytes(row, network)
-    inner, outer = (
-        update_time(update_of(row, level, **options), network, hardware, batch, chips, meta)
-        for level in ("inner", "outer")
-    )
+    inner, outer = (update_time(row, level, network, hardware, batch, chips, **options) for level in ("inner", "outer"))
     return Time(*(one + other / inner_steps for one, other in zip(inner, outer, strict=True)))
 
 

@@ -18,6 +18,7 @@ from experiments.plots import COLOURS, LINES, STYLE
 
 MARKERS = "osD^vP*Xh"
 LEVELS = ("inner", "outer")
+KNOWN = ("explicit", "sharded")
 PARTS = {"work": "#0072B2", "bytes": "#E69F00", "latency": "#999999"}
 NAMES = {"work": "work", "bytes": "bytes of collectives", "latency": "latency of collectives"}
 BARS = ("resnet", ("v5p", "h100"))  # network and chips of steps.png
@@ -78,11 +79,12 @@ def measured(rows: list[dict]) -> tuple[str, list[str], list[list[str]]]:
                 line += ["-"] * 4
                 continue
             found = row[level]
-            best = found.get("explicit", found["sharded"])
-            own = volume(row, found["sharded"], found["sharded"])
-            text = volume(row, best, found["sharded"])
-            line += [text if "explicit" in found else "-", own, linear(row, best["depth"], best["depth_per_unit"], "")]
-            line.append(linear(row, found["work"], found["work_per_unit"], "", digits=2))
+            text = volume(row, found["explicit"], found["sharded"]) if "explicit" in found else "-"
+            depths = [
+                linear(row, found[name]["depth"], found[name]["depth_per_unit"], "") for name in KNOWN if name in found
+            ]
+            work = linear(row, max(found["work"], 0.0), found["work_per_unit"], "")
+            line += [text, volume(row, found["sharded"], found["sharded"]), "; ".join(dict.fromkeys(depths)), work]
         cells.append(line)
     title = "Measured: bytes on a device, by explicit reductions and as compiled; collectives in a row; work over stl's"
     return title, headings, cells
@@ -99,13 +101,13 @@ def volume(row: dict, traffic: dict, whole: dict) -> str:
     return " + ".join(terms) or "scalars"
 
 
-def linear(row: dict, at_value: float, per_unit: float, what: str, digits: int = 2) -> str:
+def linear(row: dict, at_value: float, per_unit: float, what: str) -> str:
     """A number that is linear in the row's own: `(3 + n) P`."""
 
     def short(number):
-        return f"{number:.{digits}f}".rstrip("0").rstrip(".")
+        return f"{number:.2f}".rstrip("0").rstrip(".")
 
-    if not round(per_unit, digits):
+    if not round(per_unit, 2):
         number = short(at_value)
         return f"{'' if number == '1' and what else number}{what}".strip()
     constant, factor = short(at_value - row["value"] * per_unit), short(per_unit)
