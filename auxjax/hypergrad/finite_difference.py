@@ -20,6 +20,7 @@ from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad.problem import BilevelProblem
 from auxjax.solvers import base
+from auxjax.tracing import is_traced
 
 
 def finite_difference(optimizer, *, epsilon: float = 0.01, opt_state=None, rtol: float = 1e-3):
@@ -48,8 +49,8 @@ def finite_difference(optimizer, *, epsilon: float = 0.01, opt_state=None, rtol:
     Reference: Liu, Simonyan, Yang, 2019, DARTS: Differentiable Architecture Search, ICLR, equation 8.
     """
     optimizer = inner_step.as_optimizer("finite_difference", optimizer)
-    base.check_non_negative("finite_difference", epsilon=epsilon, rtol=rtol)
-    if epsilon == 0:
+    base.check_non_negative("finite_difference", rtol=rtol, **({} if is_traced(epsilon) else {"epsilon": epsilon}))
+    if not is_traced(epsilon) and epsilon == 0:
         raise ValueError("finite_difference(epsilon=0): wanted a positive length.")
 
     def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from auxjax.methods import base
 from auxjax.precision import accumulation_dtype
+from auxjax.tracing import is_traced
 
 
 class AdalossState(NamedTuple):
@@ -52,7 +53,7 @@ def adaloss(
     """
     if form not in ("normalised", "log_auxiliary"):
         raise ValueError(f"adaloss(form={form!r}): wanted 'normalised' or 'log_auxiliary'.")
-    if not 0 <= decay < 1 or not epsilon > 0:
+    if not is_traced(decay, epsilon) and (not 0 <= decay < 1 or not epsilon > 0):
         raise ValueError(f"adaloss(decay={decay}, epsilon={epsilon}): wanted 0 <= decay < 1 and epsilon > 0.")
     options = _Options(form == "normalised", decay, shift, epsilon)
 

@@ -25,6 +25,7 @@ from auxjax.methods import base
 from auxjax.precision import accumulation_dtype
 from auxjax.score_matching import score_matching_value_and_gradient
 from auxjax.simplex import project_simplex, shift_and_clamp
+from auxjax.tracing import is_traced
 
 _FAST, _SLOW = 0.9, 0.98  # decays of the two running means whose distance tells whether the weights still move
 
@@ -133,9 +134,13 @@ def _init(options, context, state, batch, key):
     out = base.loss_shapes(context, state, batch, key)
     names = base.auxiliary_or_raise("arml", context, out)
     dtype = accumulation_dtype(out.values[context.model.primary])
-    weights = jnp.full((len(names),), (options.total or len(names)) / len(names), dtype)
+    weights = jnp.full((len(names),), _total(options, len(names)) / len(names), dtype)
     opt_state = options.optimizer.init(weights)
     return ArmlState(weights, opt_state, weights, weights, jnp.array(options.two_stage), jnp.zeros((), jnp.int32))
+
+
+def _total(options, count: int):
+    return float(count) if options.total is None else options.total
 
 
 def _weights_of(options, context, method_state, out):
@@ -171,7 +176,7 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
     )
     updates, opt_state = options.optimizer.update(gradient, previous.opt_state, previous.weights)
     moved = optax.apply_updates(previous.weights, updates)
-    weights = options.project(moved, options.total or float(moved.shape[0]))
+    weights = options.project(moved, _total(options, moved.shape[0]))
     new = previous._replace(
         weights=weights,
         opt_state=opt_state,
@@ -190,7 +195,7 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
 
 def _end_sampling(options, new):
     """The state with its weights fixed, if they have converged; as it is otherwise."""
-    scale = (options.total or float(new.weights.shape[0])) / new.weights.shape[0]
+    scale = _total(options, new.weights.shape[0]) / new.weights.shape[0]
     calm = jnp.max(jnp.abs(new.fast - new.slow)) <= options.tolerance * scale
     done = ((new.updates >= options.min_updates) & calm) | (new.updates >= options.max_updates)
     return _choose(done, new._replace(weights=new.slow.copy(), sampling=jnp.array(False)), new)
@@ -205,10 +210,10 @@ def _check_options(form, projection, total, step_size, temperature, tolerance, m
         raise ValueError(f"arml(form={form!r}): wanted 'merged' or 'two_stage'.")
     if projection not in ("simplex", "shift_and_clamp"):
         raise ValueError(f"arml(projection={projection!r}): wanted 'simplex' or 'shift_and_clamp'.")
-    if total is not None and not total > 0:
+    if total is not None and not is_traced(total) and not total > 0:
         raise ValueError(f"arml(total={total}): wanted a number > 0, or None for the number of auxiliary tasks.")
     given = [value for value in (step_size, temperature) if value is not None]
-    known = [value for value in given if not isinstance(value, jax.core.Tracer)]  # a sweep under vmap checks nothing
+    known = [value for value in given if not is_traced(value)]  # a sweep under vmap checks nothing
     if form == "two_stage" and (len(given) < 2 or any(value < 0 for value in known)):
         raise ValueError(
             f"arml(form='two_stage', step_size={step_size}, temperature={temperature}): Langevin sampling needs both, "
@@ -216,7 +221,7 @@ def _check_options(form, projection, total, step_size, temperature, tolerance, m
         )
     if form == "merged" and (step_size is not None or temperature is not None):
         raise ValueError("arml(form='merged') adds no noise: leave out step_size and temperature, or use 'two_stage'.")
-    if not tolerance > 0 or not 0 < min_updates <= max_updates:
+    if not (is_traced(tolerance) or tolerance > 0) or not 0 < min_updates <= max_updates:
         raise ValueError(
             f"arml(tolerance={tolerance}, min_updates={min_updates}, max_updates={max_updates}): wanted "
             "tolerance > 0 and 0 < min_updates <= max_updates."

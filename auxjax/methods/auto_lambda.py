@@ -18,6 +18,7 @@ from auxjax.hypergrad import BilevelProblem, finite_difference, one_step
 from auxjax.losses import weighted_loss
 from auxjax.methods import base, outer_level
 from auxjax.precision import accumulation_dtype
+from auxjax.tracing import is_traced
 
 
 def auto_lambda(
@@ -47,7 +48,8 @@ def auto_lambda(
     """
     if form not in ("finite_difference", "exact"):
         raise ValueError(f"auto_lambda(form={form!r}): wanted 'finite_difference' or 'exact'.")
-    if not 0 < epsilon < float("inf") or not -float("inf") < initial < float("inf") or initial == 0:
+    known = not is_traced(epsilon, initial)
+    if known and (not 0 < epsilon < float("inf") or not -float("inf") < initial < float("inf") or initial == 0):
         raise ValueError(
             f"auto_lambda(epsilon={epsilon}, initial={initial}): wanted finite numbers, epsilon > 0 and initial not 0."
         )

@@ -27,6 +27,7 @@ from auxjax.loss_combiners import CONSTRAINTS, Combiner, convolutional_combiner,
 from auxjax.losses import masked_mean, weighted_loss
 from auxjax.methods import base, outer_level
 from auxjax.precision import accumulation_dtype
+from auxjax.tracing import is_traced
 
 _FORMS = ("linear", "monotone", "deep_linear", "convolutional")
 
@@ -72,7 +73,7 @@ def auxilearn(
     sizes = channels if form == "convolutional" else hidden
     if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
         raise ValueError(f"auxilearn(hidden={hidden}, channels={channels}): wanted one or more whole numbers >= 1.")
-    if upper is not None and not upper > 0:
+    if upper is not None and not is_traced(upper) and not upper > 0:
         raise ValueError(f"auxilearn(upper={upper}): wanted a number > 0.")
     level = outer_level.make_outer_level("auxilearn", outer_optimizer, hypergradient, warm_start)
     options = _Options(level, _combiner(form, hidden, channels, upper, constraint), constraint)
@@ -94,11 +95,11 @@ def _combiner(form, hidden, channels, upper, constraint) -> Combiner | None:
     if form == "linear":
         return None
     if form == "convolutional":
-        return convolutional_combiner(channels, upper=upper or 0.1, constraint=constraint)
+        return convolutional_combiner(channels, upper=0.1 if upper is None else upper, constraint=constraint)
     shape = (
         {"activation": jax.nn.softplus, "bias": True} if form == "monotone" else {"activation": _same, "bias": False}
     )
-    return dense_combiner(hidden, upper=upper or 1.0, constraint=constraint, **shape)
+    return dense_combiner(hidden, upper=1.0 if upper is None else upper, constraint=constraint, **shape)
 
 
 def _same(values):

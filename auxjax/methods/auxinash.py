@@ -25,6 +25,7 @@ from auxjax.methods import base, outer_level
 from auxjax.precision import accumulation_dtype
 from auxjax.simplex import project_simplex
 from auxjax.task_gradients import gram_matrix, task_gradients
+from auxjax.tracing import is_traced
 
 
 class AuxinashState(NamedTuple):
@@ -70,7 +71,7 @@ def auxinash(
     """
     if refresh not in ("inner", "outer"):
         raise ValueError(f"auxinash(refresh={refresh!r}): wanted 'inner' or 'outer'.")
-    if not 0 < smallest < 1:
+    if not is_traced(smallest) and not 0 < smallest < 1:
         raise ValueError(f"auxinash(smallest={smallest}): wanted a number between 0 and 1.")
     optimizer = optax.sgd(5e-3, momentum=0.9) if outer_optimizer is None else outer_optimizer
     level = outer_level.make_outer_level("auxinash", optimizer, hypergradient, warm_start)
@@ -113,7 +114,7 @@ def _problem(context, model_state, gram, key) -> BilevelProblem:
 def _init(options, context, state, batch, key):
     out = base.loss_shapes(context, state, batch, key)
     count = 1 + len(base.auxiliary_or_raise("auxinash", context, out))
-    if count * options.smallest >= 1:
+    if not is_traced(options.smallest) and count * options.smallest >= 1:
         raise ValueError(f"auxinash(smallest={options.smallest}): {count} tasks cannot all have that and sum to 1.")
     powers = jnp.full((count,), 1.0 / count, accumulation_dtype(out.values))
     gram = _gram(options, context, state, batch, key).astype(powers.dtype)

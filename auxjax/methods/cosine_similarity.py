@@ -21,6 +21,7 @@ from auxjax.methods import base
 from auxjax.methods.module_weights import mixed_field, modules_of
 from auxjax.precision import accumulation_dtype
 from auxjax.task_gradients import module_products, squared_norms
+from auxjax.tracing import is_traced
 
 
 def cosine_similarity(
@@ -51,7 +52,7 @@ def cosine_similarity(
     """
     if form not in ("gate", "weighted"):
         raise ValueError(f"cosine_similarity(form={form!r}): wanted 'gate' or 'weighted'.")
-    if not 0 <= auxiliary_weight < float("inf"):
+    if not is_traced(auxiliary_weight) and not 0 <= auxiliary_weight < float("inf"):
         raise ValueError(f"cosine_similarity(auxiliary_weight={auxiliary_weight}): wanted a finite number >= 0.")
     options = _Options(form == "gate", module_of, auxiliary_weight, chunk)
 

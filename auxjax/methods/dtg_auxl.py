@@ -27,6 +27,7 @@ from auxjax.hypergrad import BilevelProblem
 from auxjax.losses import masked_mean, weighted_loss
 from auxjax.methods import base, generation, outer_level
 from auxjax.methods.pairs import Pairs, pairs_of
+from auxjax.tracing import is_traced
 
 
 def dtg_auxl(
@@ -173,7 +174,7 @@ def _collapse(options, pairs, features, targets) -> generators.InstanceCollapse:
 def _loss_weights(options, context, out):
     """`{task: weight}` of the tasks the model has itself."""
     weights = {task: options.manual_weight for task in base.auxiliary_tasks(out, context.model.primary)}
-    return {context.model.primary: 1.0} | (weights if options.manual_weight else {})
+    return {context.model.primary: 1.0} | (weights if is_traced(options.manual_weight) or options.manual_weight else {})
 
 
 class _Joint(NamedTuple):
@@ -217,7 +218,7 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
     def outer(params, meta, batch):
         out = base.evaluate(context.model, params, model_state, batch, key)
         loss = masked_mean(out.values[context.model.primary], base.mask_of(out, context.model.primary))
-        if options.regularisation_weight == 0:
+        if not is_traced(options.regularisation_weight) and options.regularisation_weight == 0:
             return loss
         pairs = jax.lax.stop_gradient(_pairs(options, context, out, batch, key))
         collapse = _collapse(options, pairs, _features(options, meta, pairs), _targets(options, meta, pairs))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from auxjax.methods import base
 from auxjax.precision import accumulation_dtype
+from auxjax.tracing import is_traced
 
 
 class DwaState(NamedTuple):
@@ -50,7 +51,7 @@ def dwa(*, window: int = 100, temperature: float = 2.0) -> base.Method:
     Raises:
       ValueError: an impossible option; no auxiliary task (when the state is made).
     """
-    if not isinstance(window, int) or window < 1 or not temperature > 0:
+    if not isinstance(window, int) or window < 1 or not (is_traced(temperature) or temperature > 0):
         raise ValueError(
             f"dwa(window={window}, temperature={temperature}): wanted a whole number >= 1 and a number > 0."
         )

@@ -8,6 +8,7 @@ seldom say which.
 """
 
 from auxjax.methods import base
+from auxjax.tracing import is_traced
 
 
 def equal(*, auxiliary_weight: float = 1.0, reduction: str = "sum") -> base.Method:
@@ -23,7 +24,7 @@ def equal(*, auxiliary_weight: float = 1.0, reduction: str = "sum") -> base.Meth
     Raises:
       ValueError: a negative weight or another reduction.
     """
-    if not auxiliary_weight >= 0:
+    if not is_traced(auxiliary_weight) and not auxiliary_weight >= 0:
         raise ValueError(f"equal(auxiliary_weight={auxiliary_weight}): wanted a number >= 0.")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"equal(reduction={reduction!r}): wanted 'sum' or 'mean'.")

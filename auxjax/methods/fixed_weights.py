@@ -6,6 +6,7 @@ min_theta  sum_k w_k L_k
 from collections.abc import Mapping
 
 from auxjax.methods import base
+from auxjax.tracing import is_traced
 
 
 def fixed_weights(*, weights: Mapping[str, float]) -> base.Method:
@@ -24,9 +25,9 @@ def fixed_weights(*, weights: Mapping[str, float]) -> base.Method:
     if not isinstance(weights, Mapping):
         raise TypeError(f"fixed_weights(weights=): wanted {{task: weight}}, got {type(weights).__name__}.")
     for task, weight in weights.items():
-        if not -float("inf") < weight < float("inf"):
+        if not is_traced(weight) and not -float("inf") < weight < float("inf"):
             raise ValueError(f"fixed_weights(weights=): the weight of {task!r} is {weight}; wanted a finite number.")
-    chosen = {task: float(weight) for task, weight in weights.items()}
+    chosen = {task: weight if is_traced(weight) else float(weight) for task, weight in weights.items()}
 
     def init(context, state, batch, key):
         out = base.loss_shapes(context, state, batch, key)

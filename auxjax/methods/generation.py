@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from auxjax import soft_labels
 from auxjax.losses import masked_mean
 from auxjax.methods import base
+from auxjax.tracing import is_traced
 
 
 class Generator(NamedTuple):
@@ -63,7 +64,7 @@ def check_generator(method: str, generator) -> None:
 def check_weight(method: str, **values: float) -> None:
     """Raises a ValueError unless all are finite and at least 0."""
     for name, value in values.items():
-        if not 0 <= value < float("inf"):
+        if not is_traced(value) and not 0 <= value < float("inf"):
             raise ValueError(f"{method}({name}={value}): wanted a finite number of at least 0.")
 
 

@@ -22,6 +22,7 @@ from auxjax.methods import base
 from auxjax.partition import mask_by_path
 from auxjax.precision import accumulation_dtype
 from auxjax.task_gradients import squared_norms, task_gradients
+from auxjax.tracing import is_traced
 
 
 class GradnormState(NamedTuple):
@@ -70,7 +71,7 @@ def gradnorm(
     Raises:
       ValueError: an impossible option; no auxiliary task (when the state is made).
     """
-    if not 0 <= asymmetry < float("inf") or not 0 <= smallest < 1:
+    if not is_traced(asymmetry, smallest) and (not 0 <= asymmetry < float("inf") or not 0 <= smallest < 1):
         raise ValueError(
             f"gradnorm(asymmetry={asymmetry}, smallest={smallest}): wanted asymmetry >= 0, 0 <= smallest < 1."
         )

@@ -22,6 +22,7 @@ from auxjax.hypergrad import BilevelProblem
 from auxjax.methods import base, outer_level
 from auxjax.methods.module_weights import mixed_field, modules_of
 from auxjax.precision import accumulation_dtype
+from auxjax.tracing import is_traced
 
 _CONSTRAINTS = ("relu", "softplus", "projection")
 
@@ -66,7 +67,7 @@ def maoal(
         raise ValueError(f"maoal(constraint={constraint!r}): wanted one of {', '.join(_CONSTRAINTS)}.")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"maoal(reduction={reduction!r}): wanted 'sum' or 'mean'.")
-    if not 0 <= auxiliary_weight < float("inf"):
+    if not is_traced(auxiliary_weight) and not 0 <= auxiliary_weight < float("inf"):
         raise ValueError(f"maoal(auxiliary_weight={auxiliary_weight}): wanted a finite number >= 0.")
     options = _Options(
         module_of=module_of or (lambda path: path.split("/")[0]),

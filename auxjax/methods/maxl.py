@@ -22,6 +22,7 @@ import optax
 from auxjax import soft_labels
 from auxjax.hypergrad import BilevelProblem, finite_difference, one_step, unrolled
 from auxjax.methods import base, generation, outer_level
+from auxjax.tracing import is_traced
 
 FORMS = ("exact", "finite_difference")
 
@@ -158,7 +159,7 @@ def _check_options(options: Options) -> None:
         value = getattr(options, option)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}({option}={value!r}): wanted a whole number of at least 1.")
-    if not 0 < options.epsilon < float("inf"):
+    if not is_traced(options.epsilon) and not 0 < options.epsilon < float("inf"):
         raise ValueError(f"{name}(epsilon={options.epsilon}): wanted a finite number > 0.")
     steps = options.look_ahead_steps
     if options.form == "finite_difference" and steps > 1:
@@ -207,7 +208,8 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
         out = base.evaluate(context.model, params, model_state, batch, key)
         mask = base.mask_of(out, context.model.primary)
         loss = base.mean_losses(out, (context.model.primary,))[0]
-        if options.entropy_weight == options.sharpness_weight == 0:
+        traced = is_traced(options.entropy_weight, options.sharpness_weight)
+        if not traced and options.entropy_weight == options.sharpness_weight == 0:
             return loss
         made = options.label(meta, batch).labels
         spread = soft_labels.negative_entropy(soft_labels.mean_label(made, mask), context.reduce)

@@ -24,6 +24,7 @@ from auxjax.hypergrad import BilevelProblem
 from auxjax.losses import weighted_loss
 from auxjax.methods import base, outer_level
 from auxjax.precision import accumulation_dtype
+from auxjax.tracing import is_traced
 
 
 def n_jtds(
@@ -67,7 +68,7 @@ def n_jtds(
         raise ValueError(f"n_jtds(num_examples={num_examples}): wanted whole numbers of at least 1.")
     if activation not in ("softplus", "sigmoid"):
         raise ValueError(f"n_jtds(activation={activation!r}): wanted 'softplus' or 'sigmoid'.")
-    if not 0 <= spread < float("inf"):
+    if not is_traced(spread) and not 0 <= spread < float("inf"):
         raise ValueError(f"n_jtds(spread={spread}): wanted a standard deviation >= 0.")
     optimizer = optax.adam(0.1) if outer_optimizer is None else outer_optimizer
     options = _Options(

@@ -23,6 +23,7 @@ import optax
 from auxjax.methods import base
 from auxjax.precision import accumulation_dtype
 from auxjax.task_gradients import task_gradients
+from auxjax.tracing import is_traced
 
 
 class OlAuxState(NamedTuple):
@@ -66,7 +67,7 @@ def ol_aux(
     """
     if form not in ("n_step", "one_step"):
         raise ValueError(f"ol_aux(form={form!r}): wanted 'n_step' or 'one_step'.")
-    if not -float("inf") < initial < float("inf"):
+    if not is_traced(initial) and not -float("inf") < initial < float("inf"):
         raise ValueError(f"ol_aux(initial={initial}): wanted a finite number.")
     optimizer = optax.sgd(0.05) if outer_optimizer is None else outer_optimizer
     options = _Options(optimizer, form == "n_step", initial, clamp)

@@ -35,6 +35,7 @@ from auxjax.losses import masked_mean
 from auxjax.methods import base, generation, outer_level
 from auxjax.methods import policy as policies
 from auxjax.precision import accumulation_dtype
+from auxjax.tracing import is_traced
 
 UNROLLED = 16  # up to so many epochs, or chunks of look-aheads, a CPU gets straight-line code
 
@@ -367,7 +368,7 @@ def _check_options(options) -> None:
         value = getattr(reading if hasattr(reading, name) else options, name)
         if not (isinstance(value, int) and value >= smallest) and not (name == "chunk" and value is None):
             raise ValueError(f"rl_aux({name}={value!r}): wanted a whole number of at least {smallest}.")
-    if not 0 < options.clip < 1:
+    if not is_traced(options.clip) and not 0 < options.clip < 1:
         raise ValueError(f"rl_aux(clip={options.clip}): wanted a number between 0 and 1, such as 0.2.")
     if options.num_rollouts < 2 and (options.baseline == "leave_one_out" or options.standardise):
         raise ValueError(

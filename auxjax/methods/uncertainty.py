@@ -20,6 +20,7 @@ import optax
 
 from auxjax.methods import base
 from auxjax.precision import accumulation_dtype
+from auxjax.tracing import is_traced
 
 
 class UncertaintyState(NamedTuple):
@@ -68,7 +69,7 @@ def uncertainty(
     if isinstance(regression, str):
         raise ValueError(f"uncertainty(regression={regression!r}): wanted a tuple of names, such as ({regression!r},).")
     start = (0.0 if form == "paper" else -0.5) if initial is None else initial
-    if not smallest <= start < float("inf"):
+    if not is_traced(start, smallest) and not smallest <= start < float("inf"):
         raise ValueError(f"uncertainty(initial={start}, smallest={smallest}): wanted smallest <= initial, both finite.")
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
     options = _Options(optimizer, tuple(regression), form == "public_code", start, smallest, weigh_primary)

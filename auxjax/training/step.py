@@ -81,18 +81,62 @@ def make_step(
       ValueError: an impossible option, or (from `init`, before any training) losses that do not fit the interface.
       TypeError: an old-style key.
     """
-    _check_options(model, method, optimizer, inner_steps, outer_steps, loop)
     if mesh is not None and axis_name is not None:
         raise ValueError("make_step: mesh= splits batches under jit, axis_name= is for replicas under pmap. Give one.")
+    steps = {"inner_steps": inner_steps, "outer_steps": outer_steps}
+    drawing = {"draw_inner": draw_inner, "draw_outer": draw_outer}
+    placing = {"mesh": mesh, "split_above": split_above, "axis_name": axis_name}
+    updates = make_updates(model, method, optimizer, **steps, **drawing, **placing)
+    return updates.init, repeat_updates(updates, **steps, loop=loop, donate=donate)
+
+
+class Updates(NamedTuple):
+    """What a step is made of, before loops and compilation.
+
+    Attributes:
+      init: `(key, params, batch, model_state=None) -> state`.
+      inner: `(state, inner_batch, index) -> (state, metrics)`, one inner update, the `index`-th of a call.
+      outer: `(state, inner_batch, outer_batch, index) -> (state, metrics)`; `None` without an outer level.
+    """
+
+    init: Callable[..., TrainState]
+    inner: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    outer: Callable[..., tuple[TrainState, dict[str, jax.Array]]] | None
+
+
+def make_updates(
+    model,
+    method,
+    optimizer,
+    *,
+    inner_steps: int = 1,
+    outer_steps: int = 1,
+    draw_inner=None,
+    draw_outer=None,
+    mesh=None,
+    split_above: int | None = 2**20,
+    axis_name: str | None = None,
+) -> Updates:
+    """The updates of `make_step`, with its arguments."""
+    _check_options(model, method, optimizer, inner_steps, outer_steps)
     context = Context(model, optax.with_extra_args_support(optimizer))
     if axis_name is not None and not method.whole_batch:
         context = context._replace(reduce=partial(jax.lax.pmean, axis_name=axis_name))
     plan = _Plan(context, method, inner_steps, outer_steps, draw_inner, draw_outer, mesh, split_above, axis_name)
+    outer = None if method.outer is None else partial(_outer_update, plan)
+    return Updates(partial(_init, plan), partial(_inner_update, plan), outer)
+
+
+def repeat_updates(updates: Updates, *, inner_steps: int, outer_steps: int, loop: str | None, donate: bool):
+    """The compiled `step(state, inner_batch, outer_batch=None)` of `make_step`, with its arguments."""
+    if loop not in (None, "scan", "host"):
+        raise ValueError(f"make_step(loop={loop!r}): wanted 'scan', 'host' or None (automatic).")
     loop = loop or ("host" if jax.default_backend() == "cpu" and max(inner_steps, outer_steps) > 1 else "scan")
     compiled = partial(jax.jit, donate_argnums=0) if donate else jax.jit
-    inner_update, outer_update = partial(_inner_update, plan), partial(_outer_update, plan)
+    inner_update, outer_update = updates.inner, updates.outer
     if loop == "host":
-        inner_update, outer_update = compiled(inner_update), compiled(outer_update)
+        inner_update = compiled(inner_update)
+        outer_update = None if outer_update is None else compiled(outer_update)
 
     def repeat(update, state, times, *batches):
         if loop == "scan" and times > 1:
@@ -105,19 +149,19 @@ def make_step(
 
     def step(state: TrainState, inner_batch, outer_batch=None):
         state, metrics = repeat(inner_update, state, inner_steps, inner_batch)
-        if method.outer is not None:
+        if outer_update is not None:
             state, outer_metrics = repeat(outer_update, state, outer_steps, inner_batch, outer_batch)
             metrics = {**metrics, **outer_metrics}
         return state, metrics
 
     def lower_updates(state, inner_batch, outer_batch=None):
         lowered = (inner_update.lower(state, inner_batch, 0),)
-        return lowered if method.outer is None else (*lowered, outer_update.lower(state, inner_batch, outer_batch, 0))
+        return lowered if outer_update is None else (*lowered, outer_update.lower(state, inner_batch, outer_batch, 0))
 
-    if loop == "host":
-        step.lower = lower_updates
-        return partial(_init, plan), step
-    return partial(_init, plan), compiled(step)
+    if loop != "host":
+        return compiled(step)
+    step.lower = lower_updates
+    return step
 
 
 class _Plan(NamedTuple):
@@ -253,7 +297,7 @@ def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, 
     return method.weights(Context(model, optax.with_extra_args_support(optax.identity())), state, batch, key)
 
 
-def _check_options(model, method, optimizer, inner_steps, outer_steps, loop) -> None:
+def _check_options(model, method, optimizer, inner_steps, outer_steps) -> None:
     if not isinstance(model, TaskModel):
         raise TypeError(f"make_step(model=): wanted auxjax.TaskModel(losses, primary=...), got {type(model).__name__}.")
     if not isinstance(method, Method):
@@ -265,8 +309,6 @@ def _check_options(model, method, optimizer, inner_steps, outer_steps, loop) -> 
     for name, value in (("inner_steps", inner_steps), ("outer_steps", outer_steps)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"make_step({name}={value!r}): wanted a whole number of at least 1.")
-    if loop not in (None, "scan", "host"):
-        raise ValueError(f"make_step(loop={loop!r}): wanted 'scan', 'host' or None (automatic).")
 
 
 def _check_params(params) -> None:
