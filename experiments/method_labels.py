@@ -70,25 +70,38 @@ def order_of(text: str) -> tuple:
     return {"stl": 0, "equal": 1}.get(name, 2), name, options, text
 
 
-def make(text: str, defaults: Mapping[str, Mapping]) -> Method:
+def make(text: str, defaults: Mapping[str, Mapping], **given) -> Method:
     """The method.
 
     Args:
       text: a label.
       defaults: `{method: options}`, what a config gives; the label's own options come first.
+      **given: options that come before the label's, such as the traced numbers of a sweep.
 
     Raises:
       ValueError: options the method does not take.
     """
     label = parse(text)
-    options = {**defaults.get(label.name, {}), **dict(label.options)}
+    own = dict(label.options) | given
+    options = {**defaults.get(label.name, {}), **own}
     if label.name == "arml" and options.get("form") == "merged":  # a config's numbers for sampling are of no use there
-        for option in {"step_size", "temperature"} - dict(label.options).keys():
+        for option in {"step_size", "temperature"} - own.keys():
             options.pop(option, None)
     try:
         return methods.get(label.name, **options)
     except TypeError as error:  # a number where only none will do, and the like
         raise ValueError(f"method {text!r}: {error}") from error
+
+
+def numbers_of(name: str) -> list[str]:
+    """The options of a method that take any number: no counts, words or choices."""
+    parameters = inspect.signature(getattr(methods, name)).parameters
+    return [option for option, about in parameters.items() if float in _kinds_of(about.annotation)]
+
+
+def _kinds_of(annotation) -> list[type]:
+    union = isinstance(annotation, types.UnionType)
+    return [kind for kind in _KINDS if kind in (typing.get_args(annotation) if union else (annotation,))]
 
 
 def _parts(options: str) -> list[tuple[str, str, str]]:
@@ -108,9 +121,7 @@ def _value(text: str, name: str, option: str, value: str):
     parameters = inspect.signature(getattr(methods, name)).parameters
     if option not in parameters:
         methods.get(name, **{option: value})  # raises, and lists the options
-    annotation = parameters[option].annotation
-    union = isinstance(annotation, types.UnionType)
-    kinds = [kind for kind in _KINDS if kind in (typing.get_args(annotation) if union else (annotation,))]
+    kinds = _kinds_of(parameters[option].annotation)
     if kinds in ([], [type(None)]):
         raise ValueError(f"method {text!r}: {option} is no number or word; a config has to set it.")
     for kind in kinds:

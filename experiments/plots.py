@@ -80,7 +80,7 @@ def draw_all(groups: dict[str, list], directory: pathlib.Path, against: str | No
     return written
 
 
-def _look(place: int) -> dict:
+def look_of(place: int) -> dict:
     """Colour and line of the method, or task, at this place: all different for the first 32."""
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": LINES[place // len(COLOURS) % len(LINES)]}
 
@@ -130,7 +130,7 @@ def _scores(metric, groups):
     first, second, aside = (-0.3, 0.12, 0.18) if crowded else (-0.13, 0.13, 0.1)
     kinds = ((test, "o", first, "last step"), (f"selected_{test}", "D", second, "best validation step"))
     for place, (method, runs) in enumerate(finished.items()):
-        colour = _look(list(groups).index(method))["color"]
+        colour = look_of(list(groups).index(method))["color"]
         for name, marker, shift, _ in kinds:
             values = metric_of(metric).scale * np.array([run.result[name] for run in runs if name in run.result])
             if not values.size:
@@ -183,7 +183,7 @@ def _differences(against, groups):
     figure, axes = plt.subplots(figsize=(4.5, 0.8 + 0.21 * len(found)))
     for place, (method, values) in enumerate(found.items()):
         mean, half = mean_and_interval(values)
-        colour = _look(list(groups).index(method))["color"]
+        colour = look_of(list(groups).index(method))["color"]
         options = {"fmt": "o", "markersize": 4, "capsize": 2.5, "linewidth": 1.2, "zorder": 3}
         axes.errorbar(mean, place, xerr=None if np.isnan(half) else half, color=colour, **options)
         axes.scatter(values, np.full(values.size, place + 0.28), s=7, color=colour, alpha=0.6, linewidths=0)
@@ -227,7 +227,7 @@ def _training(groups):
     for axes, metric in zip(grid.flat, kinds, strict=True):
         name = f"validation_{metric}"
         for method, runs in _of_metric(logged, metric).items():
-            look = _look(list(groups).index(method))
+            look = look_of(list(groups).index(method))
             _curves(axes, runs, name, look, metric_of(metric).scale, spread=not crowded, label=method)
         axes.set_xlabel("inner updates")
         axes.set_ylabel(axis(name))
@@ -309,7 +309,7 @@ def _labels(groups):
     figure, rows = plt.subplots(len(LABELS), 1, figsize=(6.2, 4.2), sharex=True, layout="constrained")
     for axes, (name, label) in zip(rows, LABELS.items(), strict=True):
         for method, runs in found.items():
-            _curves(axes, runs, name, _look(list(groups).index(method)), label=method)
+            _curves(axes, runs, name, look_of(list(groups).index(method)), label=method)
         axes.set_ylabel(label)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     rows[-1].set_xlabel("inner updates")

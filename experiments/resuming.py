@@ -23,7 +23,7 @@ def resume(manager, directory, carried: dict, note: dict) -> tuple[dict, dict]:
     Raises:
       ValueError: a checkpoint is whole and of another program, or the log is damaged; the message says what to do.
     """
-    aside = []
+    aside, at = [], 0
     while (step := processes.from_first(lambda: _newest_intact(manager, directory, aside))) >= 0:
         failure = None
         try:
@@ -32,7 +32,7 @@ def resume(manager, directory, carried: dict, note: dict) -> tuple[dict, dict]:
         except Exception as error:  # Orbax raises almost anything for files that are cut or gone
             failure = error
         if processes.agree(failure is None):
-            carried, note = found.tree, found.note
+            carried, note, at = found.tree, found.note, step
             break
         failure = failure or ValueError(f"Another process could not read the checkpoint of step {step} in {directory}.")
         if records.is_noted(directory, step) or isinstance(failure, jax.errors.JaxRuntimeError):
@@ -41,7 +41,6 @@ def resume(manager, directory, carried: dict, note: dict) -> tuple[dict, dict]:
             damage = f"it cannot be read ({str(failure).splitlines()[0][:200]})"
             aside.append((step, damage, records.set_aside(directory, step)))
         manager.reload()
-    at = int(carried["state"].step)
     if processes.is_first():
         for damaged, damage, path in aside:
             then = f"The run goes on from step {at}." if at else "No other is there: the run starts again, from step 0."

@@ -68,10 +68,10 @@ def _cell(values, name: str, sign: str = "") -> str:
     return f"{mean:{sign}.{metric.digits}f}" + ("" if math.isnan(half) else f" ± {half:.{metric.digits}f}")
 
 
-def as_table(summary: Summary, title: str) -> Table:
+def as_table(summary: Summary, title: str, first: str = "method") -> Table:
     """For the terminal: numbers stay on one line, names of methods and headings are folded where there is no room."""
     table = Table(title=title, title_justify="left")
-    table.add_column("method", overflow="fold")
+    table.add_column(first, overflow="fold")
     table.add_column("seeds", justify="right")
     for column, heading in enumerate(summary.headings):
         width = max((len(cells[column]) for *_, cells in summary.rows), default=0)
@@ -81,8 +81,8 @@ def as_table(summary: Summary, title: str) -> Table:
     return table
 
 
-def as_markdown(summary: Summary) -> str:
+def as_markdown(summary: Summary, first: str = "method") -> str:
     """For a page or a paper's draft."""
-    lines = [["method", "seeds", *summary.headings], ["---", *["---:"] * (1 + len(summary.headings))]]
+    lines = [[first, "seeds", *summary.headings], ["---", *["---:"] * (1 + len(summary.headings))]]
     lines += [[f"`{method}`", str(seeds), *cells] for method, seeds, cells in summary.rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -141,7 +141,7 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
     carried = {"state": state, "best": _copy((state.params, state.model_state))}
     note = {"best": {}, "best_step": 0, "lines": 0}
 
-    beside = {"data": splits.source, "data_crc32": _crc32(splits), "method_options": dict(label.options)}
+    beside = {"data": splits.source, "data_crc32": crc32(splits), "method_options": dict(label.options)}
     beside |= {"primary": experiment.model.primary, "metric": experiment.metric}
     with (
         processes.by_first(records.claim(directory, description, beside), f"claiming {directory}"),
@@ -240,7 +240,7 @@ def _prepare(config, settings, label, seed, data_dir, mesh) -> _Ready:
     return _Ready(splits, train_split, *program, feed)
 
 
-def _crc32(splits) -> int:
+def crc32(splits) -> int:
     """A number that changes with any input, label or split: a run must go on with the data it began with."""
     found = 0
     for split in (splits.train, splits.dev, splits.validation, splits.test):
@@ -294,7 +294,7 @@ def _finish(directory, ready, carried, note, mesh) -> dict:
     }
     result = {"step": int(state.step), "selected_step": note["best_step"]}
     result |= {f"{place}_{name}": value for place, values in found.items() for name, value in values.items()}
-    weights = _training_weights(ready.weigh, state, train_split, mesh)
+    weights = training_weights(ready.weigh, state, train_split, mesh)
     corrupted = train_split["corrupted"]
     if corrupted.any() and not corrupted.all():
         result["corrupted_auroc"] = auroc(weights[experiment.model.primary], ~corrupted)
@@ -306,7 +306,7 @@ def _finish(directory, ready, carried, note, mesh) -> dict:
     return result
 
 
-def _training_weights(weigh, state, train_split, mesh=None, chunk: int = 1000) -> dict[str, np.ndarray]:
+def training_weights(weigh, state, train_split, mesh=None, chunk: int = 1000) -> dict[str, np.ndarray]:
     """The weights of all training examples, in parts of about `chunk`: a whole data set need not fit in one batch."""
     data, count = visible(train_split), len(train_split["label"])
     parts = np.array_split(np.arange(count, dtype=np.int32), -(-count // chunk))

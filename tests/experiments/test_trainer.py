@@ -104,8 +104,8 @@ def test_weights_in_parts_are_those_at_once_where_the_method_looks_at_one_exampl
     experiment, init, _, weigh = trainer.compiled("digits_noise", SETTINGS, "equal", shapes)
     data = on_device(splits.train)
     state = init(jax.random.key(1), experiment.init_params(jax.random.key(0))[0], data)
-    whole = trainer._training_weights(weigh, state, splits.train)
-    parts = trainer._training_weights(weigh, state, splits.train, chunk=100)
+    whole = trainer.training_weights(weigh, state, splits.train)
+    parts = trainer.training_weights(weigh, state, splits.train, chunk=100)
     assert whole.keys() == parts.keys() == {"class", "rotation"}
     for task in whole:
         assert whole[task].shape == (897,)
