@@ -12,9 +12,9 @@ import time
 
 import numpy as np
 
-from experiments import compare, report, run
+from experiments import compare, report, run, sweep
 
-MAIN = {"run": run.main, "compare": compare.main, "report": report.main}
+MAIN = {"run": run.main, "compare": compare.main, "report": report.main, "sweep": sweep.main}
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = {"steps": 40, "log_every": 20, "checkpoint_every": 20, "hidden": 16, "batch_size": 32, "outer_batch_size": 32}
 
