@@ -93,9 +93,17 @@ def mesh(arguments: argparse.Namespace):
     Raises:
       ValueError: more devices than there are, fewer than all of them with several processes, or no such processes.
     """
+    count = arguments.devices
+    if count is not None and count < 1:
+        raise ValueError(f"--devices {count}: wanted a whole number of at least 1.")
     processes.start(arguments.distributed)
     alone = jax.process_count() == 1
-    return None if alone and arguments.devices in (None, 1) else data_mesh(arguments.devices)
+    if (alone and count == 1) or (arguments.distributed is None and count is None):
+        return None
+    try:
+        return data_mesh(count)
+    except ValueError as error:
+        raise ValueError(f"--devices {count}: {error}") from None
 
 
 def guarded(work) -> int:
@@ -109,7 +117,11 @@ def guarded(work) -> int:
         return 2
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            if jax.process_count() == 1:
+                raise
+            # Not a traceback: another process is gone, and Python's clean-up would wait for it.
+            print(f"error: another process of the run has probably failed ({str(error)[:200]})", file=sys.stderr)
+            return 1
         print(f"error: out of memory; lower batch_size or outer_batch_size ({str(error)[:200]})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

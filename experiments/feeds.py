@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 INPUTS = ("device", "stream")
 _INNER, _OUTER = 0, 1
+_KEYS = 0xFEED0000
 
 
 def resident(inner_data, outer_data):
@@ -38,20 +39,27 @@ def streamed(experiment, inner_split, outer_split, seed: int, mesh=None):
       ImportError: Grain is not installed.
       ValueError: a batch that the processes cannot share evenly.
     """
-    inner = partial(_stream, inner_split, experiment.draw_inner, experiment.inner_steps, 2 * seed + _INNER, mesh)
-    outer = partial(_stream, outer_split, experiment.draw_outer, experiment.outer_steps, 2 * seed + _OUTER, mesh)
+    inner = partial(_stream, inner_split, experiment.draw_inner, experiment.inner_steps, (seed, _INNER), mesh)
+    outer = partial(_stream, outer_split, experiment.draw_outer, experiment.outer_steps, (seed, _OUTER), mesh)
     return lambda call: zip(inner(call), outer(call), strict=True)
 
 
-def _stream(split, draw, times: int, seed: int, mesh, call: int):
+def _stream(split, draw, times: int, stream: tuple[int, int], mesh, call: int):
     """Batches `[times, n, ...]`, or `[n, ...]` for one at a time, from the given call on."""
-    read = reader(split, draw.batch_size, times, seed, jax.process_index(), jax.process_count())
+    seed, which = stream
+    size = min(draw.batch_size, len(split["label"]))
+    if mesh is not None and size % mesh.size:
+        raise ValueError(
+            f"A batch of {size} examples: {mesh.size} devices cannot share it evenly. Use a multiple of {mesh.size}."
+        )
+    read = reader(split, size, times, 2 * seed + which, jax.process_index(), jax.process_count())
     read.set_state({"next_index": call})
     axes = ("data",) if times == 1 else (None, "data")
 
     @jax.jit
     def prepare(examples, seed, call):
-        key = jax.random.fold_in(jax.random.key(seed), call)
+        # Not the key of the run, whose other keys come from it in the same way.
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _KEYS + which), call)
         if times == 1:
             return draw.prepare(examples, key)
         return jax.vmap(draw.prepare)(examples, jax.random.split(key, times))
@@ -61,11 +69,13 @@ def _stream(split, draw, times: int, seed: int, mesh, call: int):
         if mesh is not None:
             sharding = NamedSharding(mesh, PartitionSpec(*axes))
             examples = jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), examples)
-        yield prepare(examples, np.int32(seed), np.int32(number))
+        yield prepare(examples, np.uint32(seed), np.int32(number))
 
 
 def reader(split, batch_size: int, times: int, seed: int, process: int = 0, processes: int = 1):
     """Grain's iterator over one process's part of the batches, `[times, n / processes, ...]`; no axis for one time.
+
+    A batch in which one epoch ends and the next begins may hold an example twice.
 
     Args:
       split: arrays by name.

@@ -60,7 +60,9 @@ def main(argv=None) -> int:
         title = f"{arguments.config}: {arguments.method}, seed {arguments.seed}"
         if arguments.dry_run:
             run = (arguments.config, settings, arguments.method, arguments.seed)
-            terminal.show_memory(title, estimate(*run, data_dir=arguments.data_dir, mesh=mesh))
+            memory = estimate(*run, data_dir=arguments.data_dir, mesh=mesh)
+            if processes.is_first():
+                terminal.show_memory(title, memory)
             return
         with terminal.progress() as follow:
             on_step = follow(f"{arguments.method} seed {arguments.seed}", settings.steps)

@@ -19,7 +19,7 @@ import numpy as np
 from auxjax import make_step, task_weights
 from auxjax.training.checkpoint import open_checkpoints, save
 from auxjax.training.memory import MemoryEstimate, estimate_memory
-from auxjax.training.parallel import on_all
+from auxjax.training.parallel import on_all, state_shardings
 from experiments import configs, feeds, interruption, method_labels, processes, records
 from experiments.batches import take
 from experiments.data.splits import check_splits, input_of, merge
@@ -137,7 +137,9 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
     experiment, splits = ready.experiment, ready.splits
     key_params, key_run = jax.random.split(jax.random.key(seed))
     params, model_state = experiment.init_params(key_params)
-    state = ready.init(key_run, params, next(ready.feed(0))[0], model_state)
+    inner, outer = next(ready.feed(0))
+    state = ready.init(key_run, params, inner, model_state)
+    jax.eval_shape(ready.step, state, inner, outer)  # what does not fit is said here, before the folder is taken
     carried = {"state": state, "best": _copy((state.params, state.model_state))}
     note = {"best": {}, "best_step": 0, "lines": 0}
 
@@ -209,6 +211,12 @@ def estimate(config, settings, method, seed, *, data_dir=None, mesh=None) -> Mem
     params, model_state = jax.eval_shape(ready.experiment.init_params, key)
     inner, outer = next(ready.feed(0))
     state = jax.eval_shape(ready.init, key, params, inner, model_state)
+    if mesh is not None:
+
+        def placed(leaf, sharding):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        state = jax.tree.map(placed, state, state_shardings(state, mesh))
     return estimate_memory(ready.step, state, inner, outer)
 
 

@@ -47,7 +47,8 @@ def wamal(
       labels: `batch -> int [n]`, the primary classes.
       sub_classes: psi.
       weight_range: R.
-      normalise: divide the weights by their mean over the batch, so that only their ratios are learned.
+      normalise: divide the weights by their mean over the batch, so that only their ratios are learned;
+        inside `pmap` every replica then takes the whole batch.
       auxiliary_weight, entropy_weight, sharpness_weight, outer_optimizer, form, look_ahead_steps, epsilon,
         hypergradient, reuse_batch: as `maxl` has them.
 
@@ -58,7 +59,7 @@ def wamal(
       ValueError, TypeError: as `maxl`.
     """
     generation.check_weight("wamal", weight_range=weight_range)
-    return make_method(
+    method = make_method(
         Options(
             name="wamal",
             generator=generator,
@@ -76,6 +77,7 @@ def wamal(
             reuse_batch=reuse_batch,
         )
     )
+    return method._replace(whole_batch=normalise)  # the mean is the batch's
 
 
 def _labelling(labels, sub_classes, weight_range, normalise, outputs, batch) -> generation.Labelling:

@@ -26,7 +26,7 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
     Raises:
       ValueError: more devices than there are; with several processes, other than all devices.
     """
-    devices = jax.devices()
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))  # a process's side by side
     count = len(devices) if num_devices is None else num_devices
     if not 1 <= count <= len(devices):
         raise ValueError(f"data_mesh(num_devices={num_devices}): this process sees {len(devices)} devices.")
@@ -65,6 +65,11 @@ def place_state(state: TrainState, mesh: Mesh, split_above: int | None = 2**20) 
       mesh: a mesh with the axis "data".
       split_above: entries from which on a leaf is split; `None` splits nothing.
     """
+    return jax.tree.map(_put, state, state_shardings(state, mesh, split_above))
+
+
+def state_shardings(state: TrainState, mesh: Mesh, split_above: int | None = 2**20) -> TrainState:
+    """Where `place_state` puts every leaf of a state, or of the shapes of one: a `TrainState` of shardings."""
     size = mesh.shape["data"]
 
     def sharding_of(leaf):
@@ -74,8 +79,8 @@ def place_state(state: TrainState, mesh: Mesh, split_above: int | None = 2**20) 
             return on_all(mesh)
         return NamedSharding(mesh, PartitionSpec(*[None] * axes[0], "data"))
 
-    whole = jax.tree.map(lambda leaf: _put(leaf, on_all(mesh)), state)
-    split = jax.tree.map(lambda leaf: _put(leaf, sharding_of(leaf)), (state.opt_state, state.method))
+    whole = jax.tree.map(lambda leaf: on_all(mesh), state)
+    split = jax.tree.map(sharding_of, (state.opt_state, state.method))
     return whole._replace(opt_state=split[0], method=split[1])
 
 

@@ -24,9 +24,11 @@ def make_pmapped_step(model, method, optimizer, *, num_devices: int | None = Non
     with keys of their own and share the keys of the updates: their Langevin noise is the same, and so is the model's
     (dropout masks, for the examples at the same place of each part). Metrics are means over replicas.
 
-    The params are those of one device up to rounding where every part holds as many labels of a task as the others;
-    elsewhere a label counts for more in a part that has few. BatchNorm normalises by the replica's own part; its
-    running statistics are averaged. Methods with `whole_batch` gather the batch and do the same work on every replica.
+    The params are those of one device up to rounding where every part holds as many labels of a task as the others.
+    Elsewhere a label counts for more in a part that has few, and a part that has none counts as a loss of 0: with a
+    task's labels in one part of four, its loss and gradient are a quarter of what they should be. BatchNorm normalises
+    by the replica's own part; its running statistics are averaged. Methods with `whole_batch` gather the batch and do
+    the same work on every replica.
 
     Args:
       model: as for `make_step`.
@@ -34,7 +36,7 @@ def make_pmapped_step(model, method, optimizer, *, num_devices: int | None = Non
       optimizer: as for `make_step`; it runs on averaged gradients.
       num_devices: how many of this process's devices; all by default.
       donate: give the old state's memory to the new one.
-      **options: of `make_step`, except `mesh` and `axis_name`.
+      **options: of `make_step`, except `mesh`, `split_above` and `axis_name`.
 
     Raises:
       ValueError: more devices than there are, parts for another number of them, whatever `make_step` refuses.
@@ -43,18 +45,19 @@ def make_pmapped_step(model, method, optimizer, *, num_devices: int | None = Non
     count = len(devices) if num_devices is None else num_devices
     if not 1 <= count <= len(devices):
         raise ValueError(f"make_pmapped_step(num_devices={num_devices}): this process has {len(devices)} devices.")
+    if others := sorted({"mesh", "split_above", "axis_name"} & set(options)):
+        raise ValueError(f"make_pmapped_step({others[0]}=): that is for make_step, which splits batches under jit.")
     options = {"loop": "scan", **options}
     init_one, _ = make_step(model, method, optimizer, **options)
     _, update = make_step(model, method, optimizer, axis_name=_AXIS, donate=False, **options)
     mapped = jax.pmap(update, axis_name=_AXIS, devices=devices[:count], donate_argnums=(0,) if donate else ())
 
     # The batches of an update come first where there are several per call, the examples otherwise.
-    def stacks(level: str) -> bool:
-        return options.get(f"{level}_steps", 1) > 1 and options.get(f"draw_{level}") is None
+    stacked = options.get("inner_steps", 1) > 1 and options.get("draw_inner") is None
 
     def init(key, params, batch, model_state=None) -> TrainState:
         _check(batch, count, "init(batch=)")
-        state = init_one(key, params, _merge(batch, stacks("inner")), model_state)
+        state = init_one(key, params, _merge(batch, stacked), model_state)
         return jax.tree.map(lambda leaf: jnp.stack([leaf] * count), state)
 
     def step(state: TrainState, inner_batch, outer_batch=None):

@@ -193,7 +193,8 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
     loss_shapes(plan.context, state, batch, key)  # whatever the model returns is checked here, before any training
     method = plan.method.init(plan.context, state, batch, jax.random.fold_in(key, _INIT_METHOD))
     # Copies again: a donated state must not hold one array twice, as equal initial weights easily do.
-    return _whole(plan, state._replace(method=jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), method)))
+    copies = jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), (state.opt_state, method))
+    return _whole(plan, state._replace(opt_state=copies[0], method=copies[1]))
 
 
 def _own(leaf):

@@ -79,9 +79,13 @@ def test_a_comparison_runs_on_several_devices(tmp_path):
 def test_devices_that_are_not_there_and_batches_they_cannot_share(tmp_path, capsys):
     out = ["--out", tmp_path / "run"]
     assert "this process sees 4 devices" in refused(capsys, "run", *RUN, "--devices", 5, *out)
-    assert "sees 4 devices" in refused(capsys, "run", *RUN, "--devices", 0, *out)
+    assert "--devices 0: wanted a whole number" in refused(capsys, "run", *RUN, "--devices", 0, *out)
     odd = ["--set", "batch_size=33", "--devices", 4]
     assert "has 33 examples, which 4 devices cannot share" in refused(capsys, "run", *RUN, *odd, *out)
+    odd = ["--set", "outer_batch_size=30", "--devices", 4]
+    assert "has 30 examples, which 4 devices cannot share" in refused(capsys, "run", *RUN, *odd, *out)
+    odd = ["--set", "batch_size=33", "--set", "input=stream", "--devices", 4]
+    assert "A batch of 33 examples: 4 devices cannot share" in refused(capsys, "run", *RUN, *odd, *out)
     assert not (tmp_path / "run" / "run.json").exists()
 
 
@@ -89,6 +93,16 @@ def test_devices_that_are_not_there_and_batches_they_cannot_share(tmp_path, caps
 def test_processes_that_cannot_be_found_are_refused(how):
     with pytest.raises(ValueError, match="wanted auto, or HOST:PORT,COUNT,INDEX"):
         processes.start(how)
+
+
+def test_a_single_process_with_several_devices_uses_them_all(tmp_path):
+    """As on one host of a TPU slice: `--distributed` means all devices, however many processes there are."""
+    process = start(
+        "run", *RUN, "--distributed", f"localhost:{free_port()},1,0", "--dry-run", "--out", tmp_path, devices=4
+    )
+    whole, _ = finish(start("run", *RUN, "--dry-run", "--out", tmp_path))
+    split, _ = finish(process)
+    assert whole != split  # a quarter of the batch on each device
 
 
 def start_both(*command):

@@ -70,6 +70,11 @@ def test_a_feed_goes_on_where_it_is_asked_to():
     assert not np.array_equal(inner[:20], outer[:20])
 
 
+def test_the_largest_seed_has_streams_of_its_own():
+    firsts = [next(feeds.streamed(experiment(), split(), split(), seed=seed)(0)) for seed in (0, 2**31 - 1)]
+    assert not np.array_equal(firsts[0][0]["index"], firsts[1][0]["index"])
+
+
 RUN = ["digits_noise", "--method", "jtds", *tiny(steps=60), "--set", "input=stream"]
 
 

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -114,27 +115,69 @@ def test_several_updates_per_call_on_batches_of_their_own():
     chex.assert_trees_all_close(without_keys(first_replica(four)), without_keys(one), rtol=1e-10, atol=1e-12)
 
 
-def test_replicas_draw_from_their_own_data_and_share_the_noise_of_the_updates():
-    """Each draws two of its two examples, so together they see the whole batch; Langevin's noise is one for all."""
-    problem, dev = problems()
+def test_replicas_draw_differently_and_share_the_noise_of_the_updates():
+    """Langevin's noise is one for all, so they stay together although each draws its own batch."""
 
     def draw(data, key):
-        order = jax.random.permutation(key, data["id"].shape[0])
-        return jax.tree.map(lambda leaf: leaf[order], data)
+        return {**data, "drawn": jax.random.uniform(key, (1,))}
 
-    parts = (
-        linear_model(),
-        auxjax.methods.get("arml", form="two_stage", step_size=0.01, temperature=0.1),
-        optax.sgd(0.01),
-    )
+    def losses(params, batch, key):
+        drawn = batch["drawn"] + 0.0 * params["w"].sum()
+        return auxjax.TaskLosses({"primary": drawn, "square": drawn**2})
+
+    sampling = auxjax.methods.get("arml", form="two_stage", step_size=0.01, temperature=0.1)
+    model = auxjax.TaskModel(losses, "primary")
+    init, step = make_pmapped_step(model, sampling, optax.sgd(0.01), draw_inner=draw, draw_outer=draw)
+    data = split_over_replicas({"x": jnp.zeros(8)}, 4)
+    start = {"w": jnp.zeros(3)}
+    state, metrics = step(init(KEY, start, data), data, data)
+    spread = metrics["loss/square"] - metrics["loss/primary"] ** 2  # of what the replicas drew
+    assert np.all(spread > 1e-4)
+    assert np.all(state.params["w"] != 0)
+    for replica in range(1, 4):
+        np.testing.assert_array_equal(state.params["w"][replica], state.params["w"][0])
+
+
+def test_a_part_without_labels_of_a_task_counts_as_a_loss_of_zero():
+    """What the documentation says of replicas; a sharded batch has the mean over the labels there are."""
+    problem, _ = problems()
+    masked = {**problem.batch, "mask": {task: jnp.ones(8, bool) for task in ("primary", "aux0", "aux1")}}
+    masked["mask"]["aux0"] = jnp.arange(8) < 2  # all in the first of four parts
+    parts = linear_model(masked=True), auxjax.methods.get("equal"), optax.sgd(0.01)
+    init, step = auxjax.make_step(*parts, mesh=data_mesh(4))
+    _, whole = step(init(KEY, problem.params, shard_batch(masked, data_mesh(4))), shard_batch(masked, data_mesh(4)))
+    init, step = make_pmapped_step(*parts)
+    split = split_over_replicas(masked, 4)
+    _, found = step(init(KEY, problem.params, split), split)
+    np.testing.assert_allclose(found["loss/aux0"][0], whole["loss/aux0"] / 4, rtol=1e-12)
+    np.testing.assert_allclose(found["loss/aux1"][0], whole["loss/aux1"], rtol=1e-12)
+
+
+def test_options_that_make_a_method_look_at_the_whole_batch():
+    """WAMAL divides by the mean weight of the batch, not of a replica's part of it."""
+    problem, dev = problems()
+    method = auxjax.methods.get("wamal", **OPTIONS["wamal"], normalise=True)
+    parts = linear_model(), method, optax.adam(0.01)
     init, step = auxjax.make_step(*parts)
-    one, _ = step(init(KEY, problem.params, problem.batch), problem.batch, dev.batch)
-    init, step = make_pmapped_step(*parts, draw_inner=draw, draw_outer=draw)
+    state = init(KEY, problem.params, problem.batch)
+    init, pmapped = make_pmapped_step(*parts)
     inner, outer = (split_over_replicas(batch, 4) for batch in (problem.batch, dev.batch))
-    four, _ = step(init(KEY, problem.params, inner), inner, outer)
-    for replica in range(4):
-        found = jax.tree.map(lambda leaf, r=replica: leaf[r], without_keys(four))
-        chex.assert_trees_all_close(found, without_keys(one), rtol=1e-10, atol=1e-12)
+    four = init(KEY, problem.params, inner)
+    for _ in range(3):
+        state, _ = step(state, problem.batch, dev.batch)
+        four, _ = pmapped(four, inner, outer)
+    chex.assert_trees_all_close(without_keys(first_replica(four)), without_keys(state), rtol=1e-10, atol=1e-12)
+
+
+def test_an_optimiser_that_holds_one_array_twice_trains_on_a_mesh():
+    """A donated state must not: L-BFGS keeps the params beside their copy."""
+    problem, _ = problems()
+    init, step = auxjax.make_step(
+        linear_model(), auxjax.methods.get("equal"), optax.lbfgs(0.1, linesearch=None), mesh=data_mesh(4)
+    )
+    batch = shard_batch(problem.batch, data_mesh(4))
+    _, metrics = step(init(KEY, problem.params, batch), batch)
+    assert np.isfinite(metrics["loss/primary"])
 
 
 def test_large_states_that_no_forward_pass_needs_are_split():
@@ -176,6 +219,8 @@ def test_parts_for_other_replicas_are_refused():
         split_over_replicas({"x": jnp.zeros(6)}, 4)
     with pytest.raises(ValueError, match="this process has 4 devices"):
         make_pmapped_step(linear_model(), auxjax.methods.get("equal"), optax.sgd(0.1), num_devices=5)
+    with pytest.raises(ValueError, match=r"make_pmapped_step\(mesh=\)"):
+        make_pmapped_step(linear_model(), auxjax.methods.get("equal"), optax.sgd(0.1), mesh=data_mesh(4))
     with pytest.raises(ValueError, match="Give one"):
         auxjax.make_step(
             linear_model(), auxjax.methods.get("equal"), optax.sgd(0.1), mesh=data_mesh(4), axis_name="data"
