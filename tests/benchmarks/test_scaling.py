@@ -105,9 +105,9 @@ def test_sizes_of_types(shape, size):
     assert collectives.read(text).bytes == {"all-reduce": size}
 
 
-@pytest.mark.parametrize(("reduction", "scalars"), [("sharded", 1), ("explicit", 0)])
+@pytest.mark.parametrize(("reduction", "scalars"), [("sharded", 1), ("explicit", 2)])
 def test_single_task_training_moves_its_params_once(reduction, scalars, single_precision):
-    """The gradient in one go, and the loss; which explicit reductions leave each device its own of."""
+    """The gradient in one go, and the loss; replicas average the weight that is logged, too."""
     found = scaling.point(ROWS["stl"], Sizes(), reduction, heads=False)
     assert found["inner"].bytes == {"all-reduce": found["P"] + 4 * scalars}
     assert found["inner"].depth == 1

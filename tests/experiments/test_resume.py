@@ -27,11 +27,7 @@ from tests.experiments.commands import (
     wait_until,
 )
 
-pytestmark = [
-    pytest.mark.usefixtures("single_precision"),
-    # What Orbax's background still had to say of a restore that failed comes when Python pleases, in another test.
-    pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.usefixtures("single_precision")
 # Long enough that a busy machine does not end a run before the signal reaches it.
 JTDS = ["digits_noise", "--method", "jtds", "--seed", "3", "--steps", "4000"]
 JTDS += ["--set", "log_every=80", "--set", "checkpoint_every=80", "--set", "hidden=32"]
