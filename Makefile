@@ -2,7 +2,7 @@
 # make test   the tests (some fifteen minutes on two cores, nearly all compilation); make test-slow adds the long ones
 # make lint   ruff, check and format
 # make benchmarks   hypergradients beside other libraries (hours; those that cannot be installed are reported)
-# make endurance   kills training runs 100 times at random moments; all must end as if nothing had happened (half an hour)
+# make endurance   kills training runs 100 times at random moments; all must end as if nothing had happened (ten minutes)
 # Every target makes what it needs in .venv first. Another interpreter: make PYTHON=python3.12 demo
 PYTHON ?= python3
 VENV := .venv
