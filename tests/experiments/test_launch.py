@@ -291,7 +291,7 @@ def test_a_signal_ends_all_processes_of_a_host(tmp_path, number):
         process = subprocess.Popen(line, cwd=tmp_path, stdout=out, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: all(log.exists() and "devices" in log.read_text() for log in (first, second)), process)
     process.send_signal(number)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     for index, log in enumerate((first, second)):
         text = log.read_text()
