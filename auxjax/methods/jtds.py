@@ -64,13 +64,13 @@ def jtds(
         with state, such as `amortise(...)` or `single_loop()`, whose state becomes part of the training state.
       activation: s for the task and feature factors: "sigmoid" (the paper; weights below 1) or "softplus" (the
         authors' code; unbounded above).
-      standardise: give the loss filter losses with mean 0 and variance 1 over the labelled examples of the batch (with
-        `jacobian="exact"` inside `pmap`, of the replica's part of it).
+      standardise: give the loss filter losses with mean 0 and variance 1 over the labelled examples of the batch.
         Without it the filter has to follow the scale of the losses as training goes on and can end with the wrong sign.
       schedule_primary: weigh the primary task's examples, too; False gives them all weight 1.
       jacobian: "held_fixed" differentiates the inner update as the paper does, the weights constants in it.
         "exact" also counts how the weights change with the params through losses and features: the field is then no
-        gradient, and the system is solved with its transpose.
+        gradient, and the system is solved with its transpose. Inside `pmap` every replica then takes the whole batch,
+        for the means of the standardisation must not be differentiated there.
       warm_start: start each linear solve from the last solution; costs the memory of one copy of the params.
 
     Returns:
@@ -103,7 +103,8 @@ def jtds(
         out = base.evaluate(context.model, state.params, state.model_state, batch, key)
         return base.constant_weights(_weights_of(options, context, state.method.meta, out), out)
 
-    return base.Method(partial(_init, options), inner, partial(_outer, options), weights)
+    through_means = options.exact and standardise
+    return base.Method(partial(_init, options), inner, partial(_outer, options), weights, whole_batch=through_means)
 
 
 class _Options(NamedTuple):
@@ -142,8 +143,7 @@ def _weights_of(options, context, schedule, out):
         features = out.features if shared else jnp.stack([base.features_of("jtds", out, task) for task in tasks])
         masks = [base.mask_of(out, task) for task in tasks]
         masks = None if masks[0] is None else jnp.stack(masks)
-        # The exact Jacobian goes through the standardisation, and a mean over replicas must not be differentiated.
-        weigh = partial(_weigh, options, base.no_reduction if options.exact else context.reduce)
+        weigh = partial(_weigh, options, context.reduce)
         weigh = jax.vmap(weigh, in_axes=(0, 0, None if shared else 0, None if masks is None else 0))
         weights |= base.by_task(tasks, weigh(parts, losses, features, masks))
     return weights

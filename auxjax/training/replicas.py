@@ -24,11 +24,9 @@ def make_pmapped_step(model, method, optimizer, *, num_devices: int | None = Non
     with keys of their own and share the keys of the updates: their Langevin noise is the same, and so is the model's
     (dropout masks, for the examples at the same place of each part). Metrics are means over replicas.
 
-    The params are those of one device up to rounding where every part holds as many labels of a task as the others.
-    Elsewhere a label counts for more in a part that has few, and a part that has none counts as a loss of 0: with a
-    task's labels in one part of four, its loss and gradient are a quarter of what they should be. BatchNorm normalises
-    by the replica's own part; its running statistics are averaged. Methods with `whole_batch` gather the batch and do
-    the same work on every replica.
+    The params are those of one device up to rounding, but for BatchNorm, which normalises by the replica's own part;
+    its running statistics are averaged. Where the method looks at the batch as a whole (`Method.whole_batch`), or the
+    model returns masks, every replica gathers all of it and does the same work, and no time is saved: shard instead.
 
     Args:
       model: as for `make_step`.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax.methods.base import Context, Method, TaskModel, loss_shapes, no_reduction
+from auxjax.methods.base import Context, Method, TaskModel, loss_shapes
 from auxjax.random_keys import check_key
 from auxjax.training.parallel import place_state, replicate, shard_batch
 from auxjax.training.state import TrainState
@@ -120,8 +120,6 @@ def make_updates(
     """The updates of `make_step`, with its arguments."""
     _check_options(model, method, optimizer, inner_steps, outer_steps)
     context = Context(model, optax.with_extra_args_support(optimizer))
-    if axis_name is not None and not method.whole_batch:
-        context = context._replace(reduce=partial(jax.lax.pmean, axis_name=axis_name))
     plan = _Plan(context, method, inner_steps, outer_steps, draw_inner, draw_outer, mesh, split_above, axis_name)
     outer = None if method.outer is None else partial(_outer_update, plan)
     return Updates(partial(_init, plan), partial(_inner_update, plan), outer)
@@ -178,7 +176,7 @@ class _Plan(NamedTuple):
 
 def _init(plan, key, params, batch, model_state=None) -> TrainState:
     # Made once and copied to all replicas, so outside of their averages.
-    plan = plan._replace(axis_name=None, context=plan.context._replace(reduce=no_reduction))
+    plan = plan._replace(axis_name=None)
     check_key(key, "init(key=)")
     _check_params(params)
     # Copies: the step donates its state, and the caller's arrays are not ours to give away. Strong types: a state that
@@ -222,12 +220,22 @@ def _check_stacked(level: str, steps: int, batch) -> None:
 
 
 def _place(plan, batch):
-    """A batch where it belongs: split over the mesh, on its replica, or, for methods that need it whole, gathered."""
-    if plan.mesh is not None:
-        return shard_batch(batch, plan.mesh)
-    if plan.axis_name is None or not plan.method.whole_batch:
-        return batch
-    return jax.tree.map(lambda x: jax.lax.all_gather(x, plan.axis_name, tiled=True) if jnp.ndim(x) else x, batch)
+    return batch if plan.mesh is None else shard_batch(batch, plan.mesh)
+
+
+def _on_replicas(plan, state, key, *batches):
+    """Context and batches of an update: a part each and means over replicas or, for all of them, the batches whole.
+
+    Whole where the method looks at the batch as one, and where examples lack labels: the mean of the parts' means is
+    then not the mean of the batch.
+    """
+    if plan.axis_name is None:
+        return plan.context, batches
+    masks = [loss_shapes(plan.context, state, batch, key).masks or {} for batch in batches]
+    if not plan.method.whole_batch and all(mask is None for part in masks for mask in part.values()):
+        return plan.context._replace(reduce=partial(jax.lax.pmean, axis_name=plan.axis_name)), batches
+    gather = partial(jax.lax.all_gather, axis_name=plan.axis_name, tiled=True)
+    return plan.context, jax.tree.map(lambda leaf: gather(leaf) if jnp.ndim(leaf) else leaf, batches)
 
 
 def _draw_key(plan, key, stream):
@@ -254,7 +262,9 @@ def _mean(plan, tree):
 def _inner_update(plan, state, inner_batch, index):
     key = jax.random.fold_in(state.key, state.step)
     batch = _pick(plan, inner_batch, index, _draw_key(plan, key, _DRAW))
-    state, metrics = plan.method.inner(plan.context, state, batch, jax.random.fold_in(key, _INNER))
+    key = jax.random.fold_in(key, _INNER)
+    context, (batch,) = _on_replicas(plan, state, key, batch)
+    state, metrics = plan.method.inner(context, state, batch, key)
     state = state._replace(step=state.step + jnp.int32(1))
     return _whole(plan, state), metrics if plan.axis_name is None else _mean(plan, metrics)
 
@@ -274,7 +284,9 @@ def _outer_update(plan, state, inner_batch, outer_batch, index):
         outer = _place(plan, jax.tree.map(lambda leaf: leaf[index], outer_batch))
     else:
         outer = _place(plan, outer_batch)
-    state, metrics = plan.method.outer(plan.context, state, inner, outer, jax.random.fold_in(key, _OUTER))
+    key = jax.random.fold_in(key, _OUTER)
+    context, (inner, outer) = _on_replicas(plan, state, key, inner, outer)
+    state, metrics = plan.method.outer(context, state, inner, outer, key)
     return _whole(plan, state), metrics if plan.axis_name is None else _mean(plan, metrics)
 
 

@@ -138,25 +138,33 @@ def test_replicas_draw_differently_and_share_the_noise_of_the_updates():
         np.testing.assert_array_equal(state.params["w"][replica], state.params["w"][0])
 
 
-def test_a_part_without_labels_of_a_task_counts_as_a_loss_of_zero():
-    """What the documentation says of replicas; a sharded batch has the mean over the labels there are."""
-    problem, _ = problems()
-    masked = {**problem.batch, "mask": {task: jnp.ones(8, bool) for task in ("primary", "aux0", "aux1")}}
-    masked["mask"]["aux0"] = jnp.arange(8) < 2  # all in the first of four parts
-    parts = linear_model(masked=True), auxjax.methods.get("equal"), optax.sgd(0.01)
-    init, step = auxjax.make_step(*parts, mesh=data_mesh(4))
-    _, whole = step(init(KEY, problem.params, shard_batch(masked, data_mesh(4))), shard_batch(masked, data_mesh(4)))
-    init, step = make_pmapped_step(*parts)
-    split = split_over_replicas(masked, 4)
-    _, found = step(init(KEY, problem.params, split), split)
-    np.testing.assert_allclose(found["loss/aux0"][0], whole["loss/aux0"] / 4, rtol=1e-12)
-    np.testing.assert_allclose(found["loss/aux1"][0], whole["loss/aux1"], rtol=1e-12)
+@pytest.mark.parametrize("name", ["equal", "arml", "jtds", "uncertainty"])
+def test_labels_that_one_replica_has_alone_count_as_on_one_device(name):
+    """All labels of a task in the first of four parts, other ones unequal: means are those of the whole batch."""
+    found = []
+    for how in ("one", "pmapped"):
+        problem, dev = (LinearTasks.make(seed, num_tasks=3) for seed in (0, 1))
+        for data in (problem, dev):
+            labelled = {"primary": 7, "aux0": 2, "aux1": 5}
+            data.batch["mask"] = {task: jnp.arange(NUM_EXAMPLES) < count for task, count in labelled.items()}
+        parts = linear_model(masked=True), auxjax.methods.get(name), optax.adam(0.01)
+        init, step = auxjax.make_step(*parts) if how == "one" else make_pmapped_step(*parts)
+        place = (lambda batch: batch) if how == "one" else lambda batch: split_over_replicas(batch, 4)
+        inner, outer = place(problem.batch), place(dev.batch)
+        state = init(KEY, problem.params, inner)
+        for _ in range(3):
+            state, metrics = step(state, inner, outer)
+        found.append((state, metrics) if how == "one" else first_replica((state, metrics)))
+    chex.assert_trees_all_close(*map(without_keys, found), rtol=1e-10, atol=1e-12)
 
 
-def test_options_that_make_a_method_look_at_the_whole_batch():
-    """WAMAL divides by the mean weight of the batch, not of a replica's part of it."""
+@pytest.mark.parametrize(
+    ("name", "options"), [("wamal", OPTIONS["wamal"] | {"normalise": True}), ("jtds", {"jacobian": "exact"})]
+)
+def test_options_that_make_a_method_look_at_the_whole_batch(name, options):
+    """Means of the batch, which a mean over replicas would not give, or which must be differentiated."""
     problem, dev = problems()
-    method = auxjax.methods.get("wamal", **OPTIONS["wamal"], normalise=True)
+    method = auxjax.methods.get(name, **options)
     parts = linear_model(), method, optax.adam(0.01)
     init, step = auxjax.make_step(*parts)
     state = init(KEY, problem.params, problem.batch)
