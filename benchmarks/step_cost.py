@@ -10,7 +10,6 @@ the median that order statistics give, which needs 6 turns.
 """
 
 import argparse
-import json
 import sys
 import time
 
@@ -19,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
+from benchmarks.command import measure_and_show
 from benchmarks.task_weights import describe_machine
 from benchmarks.train_step import median_interval
-from experiments import command_line, configs, method_labels, terminal
+from experiments import configs, method_labels, terminal
 from experiments.trainer import Shapes, check_settings, compiled
 
 SHAPES = {"cifar100": ((32, 32, 3), 20), "cifar10_rotation": ((32, 32, 3), 10), "cifar10n": ((32, 32, 3), 10)}
@@ -132,17 +132,7 @@ def show(result: dict) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; bad input ends with one message on standard error and status 2."""
-    options = parse(arguments)
-
-    def run() -> None:
-        result = measure(options)
-        show(result)
-        if options.json:
-            with open(options.json, "w", encoding="utf-8") as file:
-                json.dump(result, file, indent=2)
-                file.write("\n")
-
-    return command_line.guarded(run)
+    return measure_and_show(parse(arguments), measure, show)
 
 
 if __name__ == "__main__":

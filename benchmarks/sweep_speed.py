@@ -10,7 +10,6 @@ Loading, initial states and evaluation are in neither.
 """
 
 import argparse
-import json
 import sys
 import time
 
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from benchmarks.command import measure_and_show
 from benchmarks.task_weights import describe_machine
 from benchmarks.train_step import median_interval
 from experiments import command_line, configs, sweep_runs, sweep_trainer, terminal
@@ -129,17 +129,7 @@ def show(result: dict) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; bad input ends with one message on standard error and status 2."""
-    options = parse(arguments)
-
-    def run() -> None:
-        result = measure(options)
-        show(result)
-        if options.json:
-            with open(options.json, "w", encoding="utf-8") as file:
-                json.dump(result, file, indent=2)
-                file.write("\n")
-
-    return command_line.guarded(run)
+    return measure_and_show(parse(arguments), measure, show)
 
 
 if __name__ == "__main__":

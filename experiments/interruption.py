@@ -27,7 +27,8 @@ class Preempted(Exception):  # noqa: N818, no error
     """The run was asked to stop; everything up to this step is on the disk."""
 
     def __init__(self, step: int):
-        super().__init__(f"preempted at step {step}, saved; the same command goes on.")
+        done = f"at step {step}, saved" if step else "before the first step"
+        super().__init__(f"preempted {done}; the same command goes on.")
 
 
 def from_the_start() -> None:

@@ -257,6 +257,18 @@ def test_preempted_at_any_step_a_run_saves_and_goes_on(half_done, tmp_path, caps
     assert_same_run(whole, run)
 
 
+def test_preempted_before_the_first_step_there_is_nothing_to_save(half_done, tmp_path, capsys, monkeypatch):
+    command, whole, _ = half_done
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(interruption, "stop_asked", lambda call: True)
+        assert call("run", *command, "--out", run) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == "preempted before the first step; the same command goes on."
+    assert checkpoints(run) == []
+    assert call("run", *command, "--out", run) == 0
+    assert_same_run(whole, run)
+
+
 def test_a_preempted_comparison_stops_as_a_whole(half_done, tmp_path, capsys, monkeypatch):
     command, whole, _ = half_done
     folder = tmp_path / "all"
