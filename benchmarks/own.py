@@ -5,7 +5,7 @@ residual of the linear system.
 
     neumann K=20             automatic step; `hand step` the step that the problem prescribes, as its peers need it
     cg tol=1e-5              at most 5000 steps; `warm` starts from the last solution, `extrapolated` from where the
-                             last two point
+                             last two point, `projected` from the best combination of the last three
     cg+nystrom40 tol=1e-5    preconditioned with a sketch of rank 40, made anew each time; `every 10` runs
     unrolled T=20            with `remat=False`; `remat` True; `sqrt`; `last 5 of` truncated
     cg K=20 certified        returns the report (residual, convergence, norms) with the hypergradient
@@ -87,10 +87,9 @@ def _warm() -> dict[str, Callable]:
         label = f"tol={tolerance_label(tolerance)}"
         made[f"cg {label} warm"] = _amortised(tolerance, None, True)
         made[f"cg {label} warm extrapolated"] = _amortised(tolerance, None, "extrapolate")
+        made[f"cg {label} warm projected"] = _amortised(tolerance, None, "project")
         for every in (10, 50):
-            made[f"cg+nystrom{RANK} {label} warm extrapolated every {every}"] = _amortised(
-                tolerance, every, "extrapolate"
-            )
+            made[f"cg+nystrom{RANK} {label} warm projected every {every}"] = _amortised(tolerance, every, "project")
     return made
 
 

@@ -23,6 +23,7 @@ from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad.implicit import implicit, linearise
 from auxjax.random_keys import check_key
 from auxjax.solvers import base
+from auxjax.solvers.galerkin import galerkin
 from auxjax.solvers.neumann import neumann
 from auxjax.solvers.power_iteration import power_iteration
 
@@ -44,13 +45,14 @@ class AmortisedState(NamedTuple):
 
     Attributes:
       solution: u of the last step, a pytree like `params`, zero before the first; `()` without warm starts.
-      change: how far u moved in the last step, zero before the second; `()` unless it is extrapolated.
+      changes: how far u moved in the last steps, the newest first, a tuple of pytrees like `params`, zero at first; one
+        if u is extrapolated, `history - 1` if projected, else none.
       prepared: what `prepare` made, or `()`.
       count: int32, steps taken.
     """
 
     solution: Any
-    change: Any
+    changes: tuple
     prepared: Any
     count: jax.Array
 
@@ -83,7 +85,13 @@ def warm_started(estimator) -> Amortised:
 
 
 def amortise(
-    solver, *, prepare=None, every: int = 1, curvature=None, warm_start: bool | str = "extrapolate"
+    solver,
+    *,
+    prepare=None,
+    every: int = 1,
+    curvature=None,
+    warm_start: bool | str = "extrapolate",
+    history: int = 3,
 ) -> Amortised:
     """Implicit differentiation whose solver keeps its start, its step size or its preconditioner.
 
@@ -96,14 +104,19 @@ def amortise(
         convolutions are slow on the CPU.
       curvature: as in `implicit`.
       warm_start: `"extrapolate"`: start from the last solution and its last change once more, which is near the next
-        one where meta moves smoothly, as momentum makes it. `True`: from the last solution. `False`: from zero.
+        one where meta moves smoothly, as momentum makes it. `"project"`: from the combination of the last `history`
+        solutions that solves the new system best, `W (W^T A W)^-1 W^T v`, the Galerkin solution; for precise solves. It
+        is at least as near as the extrapolation in the energy norm where A is positive definite, and costs `history`
+        products. `True`: from the last solution. `False`: from zero.
+      history: number of solutions that `"project"` keeps.
 
     Returns:
       An `Amortised` with an `AmortisedState`. Cost: that of the solver, and every so many steps that of `prepare`.
+      `num_matvecs` counts the products of the start and not those of `prepare`.
 
     Raises:
-      TypeError: `solver` or `prepare` is no function, or `every` no integer.
-      ValueError: `every` below 1, another `warm_start`.
+      TypeError: `solver` or `prepare` is no function, or `every` or `history` no integer.
+      ValueError: `every` or `history` below 1, another `warm_start`.
 
     Reference: Arbel, Mairal, 2022, Amortized Implicit Differentiation for Stochastic Bilevel Optimization, ICLR;
     Fischer, 1998, Projection Techniques for Iterative Solution of Ax = b with Successive Right-Hand Sides.
@@ -112,14 +125,30 @@ def amortise(
         if not (callable(value) or (name == "prepare" and value is None)):
             raise TypeError(f"amortise({name}=) wants a function and got {type(value).__name__}.")
     base.check_count("amortise", "every", every, 1)
-    if warm_start not in (True, False, "extrapolate"):
-        raise ValueError(f"amortise(warm_start={warm_start!r}): wanted True, False or 'extrapolate'.")
+    base.check_count("amortise", "history", history, 1)
+    if warm_start not in (True, False, "extrapolate", "project"):
+        raise ValueError(f"amortise(warm_start={warm_start!r}): wanted True, False, 'extrapolate' or 'project'.")
+    num_changes = {"extrapolate": 1, "project": history - 1}.get(warm_start, 0)
+
+    def system_at(problem, level, inner_batch, outer_batch):
+        v = problems.outer_gradients(problem, level, outer_batch).v
+        matvec = linearise(problem, level, inner_batch)[1] if curvature is None else curvature(level, inner_batch)
+        return matvec, v
 
     def prepared_at(problem, params, meta, inner_batch, outer_batch, previous, key):
         level = problems.make_level("amortise", problem, params, meta)
-        v = problems.outer_gradients(problem, level, outer_batch).v
-        matvec = linearise(problem, level, inner_batch)[1] if curvature is None else curvature(level, inner_batch)
-        return prepare(matvec, v, previous, key)
+        return prepare(*system_at(problem, level, inner_batch, outer_batch), previous, key)
+
+    def start_at(problem, params, meta, inner_batch, outer_batch, state):
+        """Where the solver starts, and the products that took."""
+        if warm_start == "extrapolate":
+            return tree_math.add_scaled(state.solution, 1.0, state.changes[0]), 0
+        if warm_start != "project":
+            return (state.solution if warm_start else None), 0
+        level = problems.make_level("amortise", problem, params, meta)
+        known = [problems.floating_part("amortise(state)", u, level) for u in (state.solution, *state.changes)]
+        start = galerkin(*system_at(problem, level, inner_batch, outer_batch), known)
+        return problems.like_params(start, level), history
 
     def init(problem, params, meta, inner_batch, outer_batch, *, key=None):
         _check_key(key)
@@ -127,8 +156,7 @@ def amortise(
         made = ()
         if prepare is not None:
             made = prepared_at(problem, params, meta, inner_batch, outer_batch, None, key)
-        change = start if warm_start == "extrapolate" else ()
-        return AmortisedState(start if warm_start else (), change, made, jnp.zeros((), jnp.int32))
+        return AmortisedState(start if warm_start else (), (start,) * num_changes, made, jnp.zeros((), jnp.int32))
 
     def update(problem, params, meta, inner_batch, outer_batch, state, *, key=None):
         _check_key(key)
@@ -142,15 +170,16 @@ def amortise(
             made = renew(made) if every == 1 else jax.lax.cond(due, renew, lambda made: made, made)
         chosen = solver if prepare is None else solver(made)
         estimator = implicit(chosen, curvature=curvature)
-        guess, change = state.solution if warm_start else None, ()
-        if warm_start == "extrapolate":
-            guess = tree_math.add_scaled(state.solution, 1.0, state.change)
+        guess, products = start_at(problem, params, meta, inner_batch, outer_batch, state)
         gradient, info = estimator(problem, params, meta, inner_batch, outer_batch, key=key, init=guess)
-        if warm_start == "extrapolate":
+        info = info._replace(num_matvecs=info.num_matvecs + jnp.int32(products))
+        changes = state.changes
+        if changes:
             known = (state.count > 0).astype(jnp.float32)
             change = jax.tree.map(lambda new, old: known.astype(new.dtype) * (new - old), info.solution, state.solution)
-        count = state.count + jnp.int32(1)
-        return gradient, info, AmortisedState(info.solution if warm_start else (), change, made, count)
+            changes = (change, *changes[:-1])
+        solution = info.solution if warm_start else ()
+        return gradient, info, AmortisedState(solution, changes, made, state.count + jnp.int32(1))
 
     return Amortised(init, update)
 

@@ -116,7 +116,7 @@ def test_own_entries_reach_the_reference(tiny, label):
 
 def test_own_warm_entries_go_along(tiny):
     points = sequence.follow(tiny, 2)
-    run, num_products, _ = own.entries("hypercleaning")["cg+nystrom40 tol=1e-6 warm extrapolated every 10"](tiny, {})
+    run, num_products, _ = own.entries("hypercleaning")["cg+nystrom40 tol=1e-6 warm projected every 10"](tiny, {})
     counts = []
     for t in range(2):
         result = run(points.at(t), restart=t == 0)

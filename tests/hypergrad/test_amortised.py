@@ -62,15 +62,16 @@ def test_converged_solvers_give_the_hypergradient_of_every_point(amortised):
 
 
 def test_warm_starts_save_products():
-    """And extrapolated ones, on a smooth path, more of them."""
+    """And extrapolated or projected ones, on a smooth path, more of them: a projection's own 3 come on top."""
     solved = ridge()
     spent = []
-    for warm_start in (False, True, "extrapolate"):
+    for warm_start in (False, True, "extrapolate", "project"):
         made = amortise(cg(max_steps=30, rtol=1e-3, unroll=False), warm_start=warm_start)
         _, (_, info) = follow(made, solved, path(solved, steps=8))
         assert np.all(info.converged)
         spent.append(int(np.sum(info.num_matvecs[2:])))
     assert spent[2] < spent[1] < spent[0]
+    assert spent[3] - 3 * 6 < spent[2]
 
 
 def test_extrapolation_starts_from_the_last_change_once_more():
@@ -78,14 +79,43 @@ def test_extrapolation_starts_from_the_last_change_once_more():
     made = amortise(neumann(0, step_size=1e-9), warm_start="extrapolate")
     state = made.init(*arguments(solved))
     u0, u1 = jax.tree.map(jnp.ones_like, solved.params), jax.tree.map(lambda x: 3 * jnp.ones_like(x), solved.params)
-    state = state._replace(solution=u1, change=jax.tree.map(jnp.subtract, u1, u0), count=jnp.int32(2))
+    state = state._replace(solution=u1, changes=(jax.tree.map(jnp.subtract, u1, u0),), count=jnp.int32(2))
     _, info, after = made.update(*arguments(solved), state)
     np.testing.assert_allclose(flat_array(info.solution), np.full(6, 5.0), rtol=1e-6)
-    np.testing.assert_allclose(flat_array(after.change), np.full(6, 2.0), rtol=1e-6)
+    np.testing.assert_allclose(flat_array(after.changes[0]), np.full(6, 2.0), rtol=1e-6)
     first = made.init(*arguments(solved))
     for _ in range(2):
-        np.testing.assert_array_equal(flat_array(first.change), np.zeros(6))
+        np.testing.assert_array_equal(flat_array(first.changes[0]), np.zeros(6))
         _, _, first = made.update(*arguments(solved), first)
+
+
+def test_a_projected_start_is_the_galerkin_solution_among_the_last_solutions():
+    solved = ridge()
+    made = amortise(neumann(0, step_size=1e-9), warm_start="project", history=3)
+    state = made.init(*arguments(solved))
+    rng = np.random.default_rng(0)
+    like = [jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape)), solved.params) for _ in range(3)]
+    state = state._replace(solution=like[0], changes=tuple(like[1:]), count=jnp.int32(3))
+    _, info, after = made.update(*arguments(solved), state)
+    span = np.stack([flat_array(u) for u in like], axis=1)
+    wanted = span @ np.linalg.solve(span.T @ solved.jacobian @ span, span.T @ solved.outer_gradient)
+    np.testing.assert_allclose(flat_array(info.solution), wanted, rtol=1e-6)
+    assert info.num_matvecs == 3 + 2
+    moved = flat_array(info.solution) - flat_array(like[0])
+    np.testing.assert_allclose(flat_array(after.changes[0]), moved, rtol=1e-12)
+    np.testing.assert_array_equal(flat_array(after.changes[1]), flat_array(like[1]))
+
+
+def test_from_the_first_step_on_a_projection_has_only_what_is_known():
+    """Zero at first; then the last solution scaled, which for a right-hand side twice as large is the solution."""
+    solved = ridge()
+    made = amortise(cg(max_steps=30, rtol=1e-11, unroll=False), warm_start="project")
+    _, info, state = made.update(*arguments(solved), made.init(*arguments(solved)))
+    np.testing.assert_array_equal(flat_array(state.changes), np.zeros(12))
+    twice = BilevelProblem(inner=solved.problem.inner, outer=lambda p, m, b: 2 * solved.problem.outer(p, m, b))
+    _, info, _ = made.update(twice, *arguments(solved)[1:], state)
+    assert info.converged
+    assert info.num_matvecs == 3 + 2
 
 
 def test_the_preconditioner_is_made_anew_every_so_many_steps():
@@ -217,6 +247,8 @@ def test_what_does_not_fit_is_refused():
         amortise(cg(), warm_start="last")
     with pytest.raises(ValueError, match="every"):
         amortise(cg(), every=0)
+    with pytest.raises(ValueError, match="history"):
+        amortise(cg(), warm_start="project", history=0)
     with pytest.raises(TypeError, match="estimator"):
         warm_started(None)
     with pytest.raises(ValueError, match="num_steps"):
