@@ -1,6 +1,5 @@
 """The CIFAR-10 loader on small files in both published forms, and on damaged ones."""
 
-import io
 import json
 import os
 import shutil
@@ -9,10 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from experiments.data import cifar10
 from experiments.data.splits import NAMES, check_splits
+from tests.experiments.data import cifar_files
+from tests.experiments.data.cifar_files import encode
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NUM_TRAIN, NUM_TEST = 120, 40
@@ -21,69 +21,18 @@ SIZES = {"dev_size": 20, "validation_size": 30}
 
 def official():
     """Random images and labels of the two official splits, in official order."""
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for name, count in (("train", NUM_TRAIN), ("test", NUM_TEST)):
-        image = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-        arrays[name] = (image, rng.permutation(np.arange(count) % 10).astype(np.uint8))
-    return arrays
-
-
-def encode(image):
-    """Images [n, 32, 32, 3] to differences [n, 3, 32, 32], modulo 256."""
-    red, green, blue = np.moveaxis(image, -1, 0)
-    planes = np.stack([green, red - green, blue - green], axis=1)
-    rows = np.diff(planes, axis=2, prepend=np.zeros_like(planes[:, :, :1]))
-    return np.diff(rows, axis=3, prepend=np.zeros_like(rows[..., :1]))
+    return cifar_files.random_official(NUM_TRAIN, NUM_TEST, 10)
 
 
 def write_archive(path, **changes):
-    arrays = {"classes": np.array(CLASSES)}
-    for name, (image, label) in official().items():
-        arrays |= {f"r_{name}": encode(image), f"y_{name}": label}
-    arrays |= changes
-    np.savez_compressed(path, **{key: value for key, value in arrays.items() if value is not None})
-    return path
-
-
-def png(image):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    file.seek(0)
-    return file
+    return cifar_files.write_archive(path, official(), {"classes": np.array(CLASSES)}, changes)
 
 
 def prepare(root, *, names=CLASSES, with_ids=True):
-    """A real array_record data set with CIFAR-10's features, written by TFDS without TensorFlow."""
     import tensorflow_datasets as tfds
 
-    tfds.disable_progress_bar()
-    features = {
-        "image": tfds.features.Image(shape=(32, 32, 3)),
-        "label": tfds.features.ClassLabel(names=names),
-    }
-    if with_ids:
-        features["id"] = tfds.features.Text()
-
-    with tfds.core.registered.skip_registration():
-
-        class Cifar10(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("3.0.2")
-
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-            def _split_generators(self, dl_manager):
-                return {name: self._generate_examples(name) for name in ("train", "test")}
-
-            def _generate_examples(self, name):
-                for index, (image, label) in enumerate(zip(*official()[name], strict=True)):
-                    key = f"{name}_{index:05d}"
-                    example = {"image": png(image), "label": int(label)}
-                    yield key, example | ({"id": key} if with_ids else {})
-
-    Cifar10(data_dir=root, file_format="array_record").download_and_prepare()
-    return root / "cifar10" / "3.0.2"
+    more = {"id": (tfds.features.Text(), lambda key, index, label: key)} if with_ids else {}
+    return cifar_files.write_records(root, "Cifar10", official(), names, more)
 
 
 @pytest.fixture(scope="module")

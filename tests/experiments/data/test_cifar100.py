@@ -8,8 +8,7 @@ import pytest
 from experiments.data import cifar100
 from experiments.data.splits import NAMES, check_splits, merge
 from experiments.experiment import on_device
-from tests.experiments.data import test_cifar10
-from tests.experiments.data.test_cifar10 import encode, png
+from tests.experiments.data import cifar_files, test_cifar10
 
 FINE = tuple(f"fine {k}" for k in range(100))
 COARSE = tuple(f"coarse {k}" for k in range(20))
@@ -20,53 +19,25 @@ SIZES = {"dev_size": 100, "validation_size": 100}
 
 def official():
     """Random images and fine labels of the two official splits, in official order."""
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for name, count in (("train", NUM_TRAIN), ("test", NUM_TEST)):
-        image = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-        arrays[name] = (image, rng.permutation(np.arange(count) % 100).astype(np.uint8))
-    return arrays
+    return cifar_files.random_official(NUM_TRAIN, NUM_TEST, 100)
 
 
 def write_archive(path, **changes):
-    arrays = {"classes": np.array(FINE), "coarse_classes": np.array(COARSE), "fine_to_coarse": TABLE.astype(np.uint8)}
-    for name, (image, label) in official().items():
-        arrays |= {f"r_{name}": encode(image), f"y_{name}": label}
-    arrays |= changes
-    np.savez_compressed(path, **{key: value for key, value in arrays.items() if value is not None})
-    return path
+    tables = {"classes": np.array(FINE), "coarse_classes": np.array(COARSE), "fine_to_coarse": TABLE.astype(np.uint8)}
+    return cifar_files.write_archive(path, official(), tables, changes)
 
 
 def prepare(root, *, coarse_names=COARSE, coarse_of=lambda index, fine: TABLE[fine]):
-    """A real array_record data set with CIFAR-100's features, written by TFDS without TensorFlow."""
     import tensorflow_datasets as tfds
 
-    tfds.disable_progress_bar()
-    features = {
-        "id": tfds.features.Text(),
-        "image": tfds.features.Image(shape=(32, 32, 3)),
-        "label": tfds.features.ClassLabel(names=FINE),
-        "coarse_label": tfds.features.ClassLabel(names=coarse_names),
+    more = {
+        "id": (tfds.features.Text(), lambda key, index, fine: key),
+        "coarse_label": (
+            tfds.features.ClassLabel(names=coarse_names),
+            lambda key, index, fine: int(coarse_of(index, fine)),
+        ),
     }
-
-    with tfds.core.registered.skip_registration():
-
-        class Cifar100(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("3.0.2")
-
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-            def _split_generators(self, dl_manager):
-                return {name: self._generate_examples(name) for name in ("train", "test")}
-
-            def _generate_examples(self, name):
-                for index, (image, fine) in enumerate(zip(*official()[name], strict=True)):
-                    key, coarse = f"{name}_{index:05d}", int(coarse_of(index, fine))
-                    yield key, {"id": key, "image": png(image), "label": int(fine), "coarse_label": coarse}
-
-    Cifar100(data_dir=root, file_format="array_record").download_and_prepare()
-    return root / "cifar100" / "3.0.2"
+    return cifar_files.write_records(root, "Cifar100", official(), FINE, more)
 
 
 @pytest.fixture(scope="module")
