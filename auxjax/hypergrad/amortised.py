@@ -130,56 +130,49 @@ def amortise(
         raise ValueError(f"amortise(warm_start={warm_start!r}): wanted True, False, 'extrapolate' or 'project'.")
     num_changes = {"extrapolate": 1, "project": history - 1}.get(warm_start, 0)
 
-    def system_at(problem, level, inner_batch, outer_batch):
+    def system_at(problem, params, meta, inner_batch, outer_batch):
+        level = problems.make_level("amortise", problem, params, meta)
         v = problems.outer_gradients(problem, level, outer_batch).v
         matvec = linearise(problem, level, inner_batch)[1] if curvature is None else curvature(level, inner_batch)
-        return matvec, v
+        return level, matvec, v
 
-    def prepared_at(problem, params, meta, inner_batch, outer_batch, previous, key):
-        level = problems.make_level("amortise", problem, params, meta)
-        return prepare(*system_at(problem, level, inner_batch, outer_batch), previous, key)
+    def prepared_at(point, previous, key):
+        _, matvec, v = system_at(*point)
+        return prepare(matvec, v, previous, key)
 
-    def start_at(problem, params, meta, inner_batch, outer_batch, state):
+    def start_at(point, state):
         """Where the solver starts, and the products that took."""
+        if warm_start == "project":
+            level, matvec, v = system_at(*point)
+            known = [problems.floating_part("amortise(state)", u, level) for u in (state.solution, *state.changes)]
+            return problems.like_params(galerkin(matvec, v, known), level), history
         if warm_start == "extrapolate":
             return tree_math.add_scaled(state.solution, 1.0, state.changes[0]), 0
-        if warm_start != "project":
-            return (state.solution if warm_start else None), 0
-        level = problems.make_level("amortise", problem, params, meta)
-        known = [problems.floating_part("amortise(state)", u, level) for u in (state.solution, *state.changes)]
-        start = galerkin(*system_at(problem, level, inner_batch, outer_batch), known)
-        return problems.like_params(start, level), history
+        return (state.solution if warm_start else None), 0
 
     def init(problem, params, meta, inner_batch, outer_batch, *, key=None):
         _check_key(key)
-        start = warm_started(solver).init(problem, params, meta, inner_batch, outer_batch)
-        made = ()
-        if prepare is not None:
-            made = prepared_at(problem, params, meta, inner_batch, outer_batch, None, key)
+        point = (problem, params, meta, inner_batch, outer_batch)
+        start = warm_started(solver).init(*point)
+        made = () if prepare is None else prepared_at(point, None, key)
         return AmortisedState(start if warm_start else (), (start,) * num_changes, made, jnp.zeros((), jnp.int32))
 
     def update(problem, params, meta, inner_batch, outer_batch, state, *, key=None):
         _check_key(key)
+        point = (problem, params, meta, inner_batch, outer_batch)
         made = state.prepared
         if prepare is not None:
 
             def renew(made):
-                return prepared_at(problem, params, meta, inner_batch, outer_batch, made, key)
+                return prepared_at(point, made, key)
 
             due = (state.count > 0) & (state.count % every == 0)
             made = renew(made) if every == 1 else jax.lax.cond(due, renew, lambda made: made, made)
         chosen = solver if prepare is None else solver(made)
-        estimator = implicit(chosen, curvature=curvature)
-        guess, products = start_at(problem, params, meta, inner_batch, outer_batch, state)
-        gradient, info = estimator(problem, params, meta, inner_batch, outer_batch, key=key, init=guess)
+        guess, products = start_at(point, state)
+        gradient, info = implicit(chosen, curvature=curvature)(*point, key=key, init=guess)
         info = info._replace(num_matvecs=info.num_matvecs + jnp.int32(products))
-        changes = state.changes
-        if changes:
-            known = (state.count > 0).astype(jnp.float32)
-            change = jax.tree.map(lambda new, old: known.astype(new.dtype) * (new - old), info.solution, state.solution)
-            changes = (change, *changes[:-1])
-        solution = info.solution if warm_start else ()
-        return gradient, info, AmortisedState(solution, changes, made, state.count + jnp.int32(1))
+        return gradient, info, _advance(state, info.solution, made)
 
     return Amortised(init, update)
 
@@ -216,6 +209,17 @@ def single_loop(step_size: float | None = None, *, damping: float = 0.0, curvatu
         return neumann(0, step, damping=damping)
 
     return amortise(solver, prepare=power_iteration(), curvature=curvature, warm_start=True)
+
+
+def _advance(state: AmortisedState, solution, made) -> AmortisedState:
+    """The state after one more solution; there is no change to speak of before the second."""
+    changes = state.changes
+    if changes:
+        known = (state.count > 0).astype(jnp.float32)
+        change = jax.tree.map(lambda new, old: known.astype(new.dtype) * (new - old), solution, state.solution)
+        changes = (change, *changes[:-1])
+    kept = solution if jax.tree.leaves(state.solution) else ()
+    return AmortisedState(kept, changes, made, state.count + jnp.int32(1))
 
 
 def _check_key(key) -> None:
