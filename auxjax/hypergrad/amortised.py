@@ -92,6 +92,7 @@ def amortise(
     curvature=None,
     warm_start: bool | str = "extrapolate",
     history: int = 3,
+    damping: float = 0.0,
 ) -> Amortised:
     """Implicit differentiation whose solver keeps its start, its step size or its preconditioner.
 
@@ -105,10 +106,11 @@ def amortise(
       curvature: as in `implicit`.
       warm_start: `"extrapolate"`: start from the last solution and its last change once more, which is near the next
         one where meta moves smoothly, as momentum makes it. `"project"`: from the combination of the last `history`
-        solutions that solves the new system best, `W (W^T A W)^-1 W^T v`, the Galerkin solution; for precise solves. It
-        is at least as near as the extrapolation in the energy norm where A is positive definite, and costs `history`
-        products. `True`: from the last solution. `False`: from zero.
+        solutions that solves the new system best, `W (W^T A W)^-1 W^T v`, the Galerkin solution; for precise solves.
+        Where A is positive definite nothing in that span, the extrapolation included, is nearer in the energy norm. It
+        costs `history` products. `True`: from the last solution. `False`: from zero.
       history: number of solutions that `"project"` keeps.
+      damping: the solver's, if it has one, which `"project"` must know.
 
     Returns:
       An `Amortised` with an `AmortisedState`. Cost: that of the solver, and every so many steps that of `prepare`.
@@ -116,7 +118,8 @@ def amortise(
 
     Raises:
       TypeError: `solver` or `prepare` is no function, or `every` or `history` no integer.
-      ValueError: `every` or `history` below 1, another `warm_start`.
+      ValueError: `every` or `history` below 1, a negative `damping`, another `warm_start`; in `update`, a state of
+        another `warm_start` or `history`.
 
     Reference: Arbel, Mairal, 2022, Amortized Implicit Differentiation for Stochastic Bilevel Optimization, ICLR;
     Fischer, 1998, Projection Techniques for Iterative Solution of Ax = b with Successive Right-Hand Sides.
@@ -126,6 +129,7 @@ def amortise(
             raise TypeError(f"amortise({name}=) wants a function and got {type(value).__name__}.")
     base.check_count("amortise", "every", every, 1)
     base.check_count("amortise", "history", history, 1)
+    base.check_non_negative("amortise", damping=damping)
     if warm_start not in (True, False, "extrapolate", "project"):
         raise ValueError(f"amortise(warm_start={warm_start!r}): wanted True, False, 'extrapolate' or 'project'.")
     num_changes = {"extrapolate": 1, "project": history - 1}.get(warm_start, 0)
@@ -145,7 +149,8 @@ def amortise(
         if warm_start == "project":
             level, matvec, v = system_at(*point)
             known = [problems.floating_part("amortise(state)", u, level) for u in (state.solution, *state.changes)]
-            return problems.like_params(galerkin(matvec, v, known), level), history
+            start = jax.lax.stop_gradient(galerkin(matvec, v, known, damping=damping))
+            return problems.like_params(start, level), len(known)
         if warm_start == "extrapolate":
             return tree_math.add_scaled(state.solution, 1.0, state.changes[0]), 0
         return (state.solution if warm_start else None), 0
@@ -155,11 +160,17 @@ def amortise(
         point = (problem, params, meta, inner_batch, outer_batch)
         start = warm_started(solver).init(*point)
         made = () if prepare is None else prepared_at(point, None, key)
-        return AmortisedState(start if warm_start else (), (start,) * num_changes, made, jnp.zeros((), jnp.int32))
+        changes = tuple(jax.tree.map(jnp.zeros_like, start) for _ in range(num_changes))
+        return AmortisedState(start if warm_start else (), changes, made, jnp.zeros((), jnp.int32))
 
     def update(problem, params, meta, inner_batch, outer_batch, state, *, key=None):
         _check_key(key)
         point = (problem, params, meta, inner_batch, outer_batch)
+        if len(state.changes) != num_changes:
+            raise ValueError(
+                f"amortise(warm_start={warm_start!r}, history={history}).update(state=) keeps {num_changes} changes of "
+                f"the solution and got a state with {len(state.changes)}. Make the state with the same options."
+            )
         made = state.prepared
         if prepare is not None:
 
