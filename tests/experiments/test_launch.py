@@ -281,6 +281,15 @@ def test_gpus_without_a_jax_that_can_use_them(tmp_path):
     assert "2 GPUs here, but jax for CPU only" in found.stderr
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C reaches what the test starts, also where these tests run behind a shell's `&`, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_processes_of_a_host(tmp_path, number):
     worker = executable(tmp_path / "worker", WORKER)
