@@ -1,5 +1,5 @@
 # make demo   train four methods on real digits with 40 % wrong labels, three seeds, and show the comparison
-# make test   the tests (some thirty minutes on two cores, nearly all compilation); make test-slow adds the long ones
+# make test   the tests (half an hour on two cores, nearly all compilation); make test-slow adds the long ones
 # make lint   ruff, check and format
 # make benchmarks   hypergradients beside other libraries (hours; those that cannot be installed are reported)
 # make endurance   kills training runs 100 times at random moments; all must end as if nothing had happened (ten minutes)
