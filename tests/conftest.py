@@ -28,6 +28,13 @@ def _warnings_are_errors():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_do_not_pile_up():
+    """Each holds memory maps, some 70 per test, and a process may have 65,530: beyond that XLA's compiler crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def ordinary_promotion():
     """For tests that run optax.adam, whose bias correction mixes an integer count with floats."""
