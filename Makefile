@@ -47,10 +47,10 @@ wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 # The peers live in an environment of their own. One that does not install is left out, and the benchmark says so.
-$(PEERS)/.installed: benchmarks/peers/requirements.txt requirements.txt setup.cfg
+$(PEERS)/.installed: benchmarks/hypergradients/peers/requirements.txt requirements.txt setup.cfg
 	@$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[experiments]'
-	@grep -v '^#' benchmarks/peers/requirements.txt | while read -r peer; do \
+	@grep -v '^#' benchmarks/hypergradients/peers/requirements.txt | while read -r peer; do \
 	  $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check "$$peer" || echo "$$peer is left out"; done
 	@touch $@
 
@@ -58,10 +58,10 @@ benchmarks: $(PEERS)/.installed
 	$(PEERS)/bin/python -m benchmarks.hypergradients --out out/hypergradients
 
 check-peers: $(PEERS)/.installed
-	$(PEERS)/bin/python -m benchmarks.peers.check
+	$(PEERS)/bin/python -m benchmarks.hypergradients.peers.check
 
 endurance: $(STAMP)
-	$(BIN)/python -m benchmarks.endurance --out out/endurance.json
+	$(BIN)/python -m benchmarks.studies.endurance --out out/endurance.json
 
 clean:
 	rm -rf $(VENV) $(PEERS) .cache build dist *.egg-info

@@ -5,7 +5,13 @@ task and of each example to use. What users need is here; everything else is in 
 """
 
 from auxjax import methods as methods
-from auxjax import soft_labels as soft_labels
+from auxjax.formulas import soft_labels as soft_labels
+from auxjax.formulas.langevin import add_langevin_noise as add_langevin_noise
+from auxjax.formulas.langevin import langevin_step as langevin_step
+from auxjax.formulas.losses import weighted_loss as weighted_loss
+from auxjax.formulas.score_matching import fisher_divergence as fisher_divergence
+from auxjax.formulas.score_matching import score_matching_gradient as score_matching_gradient
+from auxjax.formulas.simplex import project_simplex as project_simplex
 from auxjax.hypergrad import Amortised as Amortised
 from auxjax.hypergrad import BilevelProblem as BilevelProblem
 from auxjax.hypergrad import HypergradInfo as HypergradInfo
@@ -21,17 +27,12 @@ from auxjax.hypergrad import optimizer_fixed_point as optimizer_fixed_point
 from auxjax.hypergrad import single_loop as single_loop
 from auxjax.hypergrad import unrolled as unrolled
 from auxjax.hypergrad import warm_started as warm_started
-from auxjax.langevin import add_langevin_noise as add_langevin_noise
-from auxjax.langevin import langevin_step as langevin_step
-from auxjax.losses import weighted_loss as weighted_loss
-from auxjax.methods.base import Method as Method
-from auxjax.methods.base import TaskLosses as TaskLosses
-from auxjax.methods.base import TaskModel as TaskModel
-from auxjax.methods.generation import Generator as Generator
-from auxjax.methods.policy import Policy as Policy
-from auxjax.score_matching import fisher_divergence as fisher_divergence
-from auxjax.score_matching import score_matching_gradient as score_matching_gradient
-from auxjax.simplex import project_simplex as project_simplex
+from auxjax.interface import TrainState as TrainState
+from auxjax.methods.shared.base import Method as Method
+from auxjax.methods.shared.base import TaskLosses as TaskLosses
+from auxjax.methods.shared.base import TaskModel as TaskModel
+from auxjax.methods.shared.generation import Generator as Generator
+from auxjax.methods.shared.policy import Policy as Policy
 from auxjax.solvers import SolveInfo as SolveInfo
 from auxjax.solvers import bicgstab as bicgstab
 from auxjax.solvers import cg as cg
@@ -45,7 +46,6 @@ from auxjax.solvers import nystrom as nystrom
 from auxjax.training.model_transforms import accumulate as accumulate
 from auxjax.training.model_transforms import mixed_precision as mixed_precision
 from auxjax.training.model_transforms import remat as remat
-from auxjax.training.state import TrainState as TrainState
 from auxjax.training.step import make_step as make_step
 from auxjax.training.step import task_weights as task_weights
 from auxjax.version import __version__ as __version__

@@ -19,10 +19,11 @@ import time
 
 from rich.table import Table
 
-from benchmarks.measuring import median_interval
+from benchmarks.hypergradients.measuring import median_interval
 from benchmarks.task_weights import describe_machine
-from experiments import configs, terminal
-from experiments.trainer import train
+from experiments import configs
+from experiments.reporting import terminal
+from experiments.training.single import train
 
 
 def seconds_of(config: str, settings, method: str) -> float:

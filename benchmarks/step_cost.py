@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from benchmarks.command import measure_and_show
+from benchmarks.shared.command import measure_and_show
 from benchmarks.task_weights import describe_machine
-from benchmarks.train_step import median_interval
-from experiments import configs, method_labels, terminal
-from experiments.trainer import Shapes, check_settings, compiled
+from benchmarks.train_step.__main__ import median_interval
+from experiments import configs
+from experiments.methods import labels as method_labels
+from experiments.reporting import terminal
+from experiments.training.single import Shapes, check_settings, compiled
 
 SHAPES = {"cifar100": ((32, 32, 3), 20), "cifar10_rotation": ((32, 32, 3), 10), "cifar10n": ((32, 32, 3), 10)}
 

@@ -17,18 +17,21 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from benchmarks.command import measure_and_show
+from benchmarks.shared.command import measure_and_show
 from benchmarks.task_weights import describe_machine
-from benchmarks.train_step import median_interval
-from experiments import command_line, configs, sweep_runs, sweep_trainer, terminal
+from benchmarks.train_step.__main__ import median_interval
+from experiments import cli, configs
 from experiments.compare import seeds_of
-from experiments.experiment import on_device
-from experiments.trainer import compiled
+from experiments.contract import on_device
+from experiments.reporting import terminal
+from experiments.training import grid
+from experiments.training import sweep as sweep_training
+from experiments.training.single import compiled
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = command_line.bare_parser("python -m benchmarks.sweep_speed", __doc__)
+    parser = cli.bare_parser("python -m benchmarks.sweep_speed", __doc__)
     parser.add_argument("config", choices=configs.names(), help="a config of experiments")
     parser.add_argument("--method", required=True, metavar="M", help="label of a method")
     parser.add_argument("--over", action="append", default=[], metavar="NAME=A,B", help="as for experiments.sweep")
@@ -56,11 +59,11 @@ def measure(options: argparse.Namespace) -> dict:
       ValueError: an impossible sweep, see `experiments.sweep`.
     """
     settings = configs.override(configs.get(options.config).Settings(), options.set)
-    sweep = sweep_runs.make(options.config, settings, options.method, options.over, seeds_of(options.seeds))
-    sweep_runs.check(sweep)
+    sweep = grid.make(options.config, settings, options.method, options.over, seeds_of(options.seeds))
+    grid.check(sweep)
     jax.config.update("jax_enable_compilation_cache", False)
-    splits, train_splits, shapes = sweep_trainer.load(sweep, options.data_dir)
-    prepared = sweep_trainer.prepare(sweep, splits, train_splits, shapes, None)
+    splits, train_splits, shapes = sweep_training.load(sweep, options.data_dir)
+    prepared = sweep_training.prepare(sweep, splits, train_splits, shapes, None)
     swept = {"state": prepared.init()}
 
     def step_together():

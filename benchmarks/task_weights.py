@@ -7,7 +7,7 @@ Three ways are timed on one convolutional network with K + 1 binary tasks, in on
 (A B A B ...), so that whatever else the machine does falls on both alike; the third comes after them, and less often
 as K grows:
 
-- score matching: `auxjax.score_matching.score_matching_gradient`, every dD/dw_k;
+- score matching: `auxjax.formulas.score_matching.score_matching_gradient`, every dD/dw_k;
 - joint gradient: one gradient of the weighted sum of all K + 1 losses, what a training step costs anyway;
 - separate gradients: the K + 1 gradients one after another, by one compiled function of a traced task number. From
   these the same dD/dw_k follow. This is the usual way, and its cost grows with K.
@@ -33,8 +33,8 @@ import optax
 import rich
 import rich.table
 
+from auxjax.formulas.score_matching import score_matching_gradient
 from auxjax.models import ConvNet
-from auxjax.score_matching import score_matching_gradient
 
 GOAL = 1.6
 

@@ -12,21 +12,23 @@ tasks is  --methods equal:auxiliary_weight=0.1,equal:auxiliary_weight=0.3,equal:
 """
 
 if __name__ == "__main__":  # first: the imports take seconds
-    from experiments import interruption
+    from experiments.runtime import interruption
 
     interruption.from_the_start()
 
 import argparse
 import pathlib
 
-from experiments import command_line, processes, records, report, terminal
-from experiments.method_labels import folder_of, parse, text_of
-from experiments.trainer import check_method, check_seed, check_settings, describe, train
+from experiments import cli, report
+from experiments.methods.labels import folder_of, parse, text_of
+from experiments.reporting import terminal
+from experiments.runtime import processes, records
+from experiments.training.single import check_method, check_seed, check_settings, describe, train
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = command_line.parser("python -m experiments.compare", __doc__)
+    found = cli.parser("python -m experiments.compare", __doc__)
     found.add_argument(
         "--methods",
         required=True,
@@ -99,8 +101,8 @@ def main(argv=None) -> int:
     arguments = parser().parse_args(argv)
 
     def work():
-        mesh = command_line.mesh(arguments)
-        settings = command_line.settings(arguments)
+        mesh = cli.mesh(arguments)
+        settings = cli.settings(arguments)
         check_settings(settings)
         names = methods_of(arguments.methods)
         for name in names:
@@ -129,7 +131,7 @@ def main(argv=None) -> int:
         if broken:
             raise FloatingPointError("\n  ".join([f"{len(broken)} of {len(runs)} runs broke off.", *broken]))
 
-    return command_line.guarded(work)
+    return cli.guarded(work)
 
 
 if __name__ == "__main__":

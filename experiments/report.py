@@ -7,7 +7,7 @@ Differences are taken seed by seed. The table is printed, and written as table.m
 """
 
 if __name__ == "__main__":  # first: the imports take seconds
-    from experiments import interruption
+    from experiments.runtime import interruption
 
     interruption.from_the_start()
 
@@ -17,8 +17,11 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from experiments import command_line, configs, plots, records, summary, terminal
-from experiments.method_labels import order_of
+from experiments import cli, configs
+from experiments.methods.labels import order_of
+from experiments.reporting import summary, terminal
+from experiments.reporting.plots import comparison
+from experiments.runtime import records
 
 
 class Run(NamedTuple):
@@ -140,7 +143,7 @@ def write(directory: pathlib.Path, against: str | None = None) -> None:
     found = summary.summarise(groups, selected_by(runs), against)
     write_table(runs, directory / "table.csv")
     (directory / "table.md").write_text(summary.as_markdown(found))
-    drawn = plots.draw_all(groups, directory, against)
+    drawn = comparison.draw_all(groups, directory, against)
     titles = sorted({f"{run.about['config']}, {run.about['settings']['steps']} steps" for run in runs})
     terminal.show(summary.as_table(found, "; ".join(titles)))
     terminal.explain([name for run in runs for name in run.result or ()], selected_by(runs), against)
@@ -154,13 +157,13 @@ def write(directory: pathlib.Path, against: str | None = None) -> None:
 
 def main(argv=None) -> int:
     """Runs the command line; bad input ends with one message on standard error and status 2."""
-    found = command_line.bare_parser("python -m experiments.report", __doc__)
+    found = cli.bare_parser("python -m experiments.report", __doc__)
     found.add_argument("directory", metavar="DIR", type=pathlib.Path, help="what --out was")
     found.add_argument(
         "--against", metavar="METHOD", help="what the differences are to (the first method of the table)"
     )
     arguments = found.parse_args(argv)
-    return command_line.guarded(lambda: write(arguments.directory, arguments.against))
+    return cli.guarded(lambda: write(arguments.directory, arguments.against))
 
 
 if __name__ == "__main__":

@@ -12,21 +12,23 @@ With --dry-run the command compiles the step, prints what it will need of the de
 """
 
 if __name__ == "__main__":  # first: the imports take seconds
-    from experiments import interruption
+    from experiments.runtime import interruption
 
     interruption.from_the_start()
 
 import argparse
 
 from auxjax import methods
-from experiments import command_line, processes, terminal
-from experiments.method_labels import WITH_DEV
-from experiments.trainer import estimate, train
+from experiments import cli
+from experiments.methods.labels import WITH_DEV
+from experiments.reporting import terminal
+from experiments.runtime import processes
+from experiments.training.single import estimate, train
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = command_line.parser("python -m experiments.run", __doc__)
+    found = cli.parser("python -m experiments.run", __doc__)
     found.add_argument(
         "--method",
         required=True,
@@ -55,8 +57,8 @@ def main(argv=None) -> int:
     arguments = parser().parse_args(argv)
 
     def work():
-        mesh = command_line.mesh(arguments)
-        settings = command_line.settings(arguments)
+        mesh = cli.mesh(arguments)
+        settings = cli.settings(arguments)
         title = f"{arguments.config}: {arguments.method}, seed {arguments.seed}"
         if arguments.dry_run:
             run = (arguments.config, settings, arguments.method, arguments.seed)
@@ -79,7 +81,7 @@ def main(argv=None) -> int:
         if processes.is_first():
             terminal.show_result(title, result, arguments.out)
 
-    return command_line.guarded(work)
+    return cli.guarded(work)
 
 
 if __name__ == "__main__":

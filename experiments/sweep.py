@@ -14,20 +14,23 @@ The same command resumes. A run whose loss stops being finite is told of at the 
 """
 
 if __name__ == "__main__":  # first: the imports take seconds
-    from experiments import interruption
+    from experiments.runtime import interruption
 
     interruption.from_the_start()
 
 import argparse
 
 from auxjax import methods
-from experiments import command_line, sweep_report, sweep_runs, sweep_trainer, terminal
+from experiments import cli
 from experiments.compare import seeds_of
+from experiments.reporting import sweep_report, terminal
+from experiments.training import grid
+from experiments.training import sweep as sweep_training
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = command_line.parser("python -m experiments.sweep", __doc__)
+    found = cli.parser("python -m experiments.sweep", __doc__)
     found.add_argument(
         "--method",
         required=True,
@@ -52,22 +55,22 @@ def main(argv=None) -> int:
     def work():
         if arguments.distributed is not None:
             raise ValueError("--distributed: a sweep runs in one process. --devices N splits its runs over N devices.")
-        mesh = command_line.mesh(arguments)
-        settings = command_line.settings(arguments)
-        sweep = sweep_runs.make(arguments.config, settings, arguments.method, arguments.over, seeds_of(arguments.seeds))
+        mesh = cli.mesh(arguments)
+        settings = cli.settings(arguments)
+        sweep = grid.make(arguments.config, settings, arguments.method, arguments.over, seeds_of(arguments.seeds))
         with terminal.progress() as follow:
             on_step = follow(f"{arguments.method}, {len(sweep.runs())} runs", settings.steps)
             options = {"data_dir": arguments.data_dir, "mesh": mesh, "on_step": on_step}
-            found = sweep_trainer.train(sweep, arguments.out, **options)
+            found = sweep_training.train(sweep, arguments.out, **options)
         sweep_report.write(sweep, arguments.out)
         broken = [run for run in found["runs"] if run["result"] is None]
         if broken:
-            which = (f"{sweep_runs.text_of(run['point'])}, seed {run['seed']}, at {run['broken_at']}" for run in broken)
+            which = (f"{grid.text_of(run['point'])}, seed {run['seed']}, at {run['broken_at']}" for run in broken)
             raise FloatingPointError(
                 f"{len(broken)} of {len(found['runs'])} runs are no longer finite since step: {'; '.join(which)}."
             )
 
-    return command_line.guarded(work)
+    return cli.guarded(work)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,12 @@ def library_with_new_method(tmp_path):
     """A copy of the library and of the tests that all methods share, with what docs/new_method.md adds to them."""
     shutil.copytree(ROOT / "auxjax", tmp_path / "auxjax", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "tests/methods").mkdir(parents=True)
-    shared = ("pyproject.toml", "tests/conftest.py", "tests/problems_training.py", "tests/methods/test_contract.py")
+    shared = (
+        "pyproject.toml",
+        "tests/conftest.py",
+        "tests/helpers/training_problems.py",
+        "tests/methods/test_contract.py",
+    )
     for name in shared:
         shutil.copy(ROOT / name, tmp_path / name)
     files = dict(re.findall(FILE, (ROOT / "docs/new_method.md").read_text(), flags=re.DOTALL | re.MULTILINE))

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax import tree_math
+from auxjax._internal import tree_math
+from auxjax._internal.random_keys import check_key
 from auxjax.hypergrad import problem as problems
-from auxjax.hypergrad.implicit import implicit, linearise
-from auxjax.random_keys import check_key
+from auxjax.hypergrad._implicit import implicit, linearise
 from auxjax.solvers import base
+from auxjax.solvers._neumann import neumann
 from auxjax.solvers.galerkin import galerkin
-from auxjax.solvers.neumann import neumann
 from auxjax.solvers.power_iteration import power_iteration
 
 

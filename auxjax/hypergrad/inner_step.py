@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax import tree_math
+from auxjax._internal import tree_math
+from auxjax._internal.random_keys import check_key
 from auxjax.hypergrad import problem as problems
-from auxjax.random_keys import check_key
 from auxjax.solvers.base import check_like
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax import tree_math
-from auxjax.partition import mask_by_path, partition
+from auxjax._internal import tree_math
+from auxjax.formulas.partition import mask_by_path, partition
 from auxjax.solvers.base import SolveInfo, check_like
 
 

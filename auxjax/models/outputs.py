@@ -3,7 +3,7 @@
 A model here is a trunk that turns an input into features `[n, d]`, and one head per task on these features, linear or
 with hidden layers of its own. Submodules of the trunk have names that begin with "trunk", and the head of task t is
 named "head_t" (hidden layers: "head_t_hidden_0", ...), so that paths of parameters tell them apart:
-`auxjax.partition.mask_by_path(params, lambda path: "trunk_" in path)` is the trunk.
+`auxjax.formulas.partition.mask_by_path(params, lambda path: "trunk_" in path)` is the trunk.
 """
 
 from collections.abc import Mapping

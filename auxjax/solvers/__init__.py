@@ -1,15 +1,15 @@
 """Linear solvers for hypergradients: `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)` on pytrees."""
 
+from auxjax.solvers._dense import dense as dense
+from auxjax.solvers._gmres import gmres as gmres
+from auxjax.solvers._identity import identity as identity
+from auxjax.solvers._minres import minres as minres
+from auxjax.solvers._neumann import neumann as neumann
+from auxjax.solvers._nystrom import nystrom as nystrom
 from auxjax.solvers.base import SolveInfo as SolveInfo
-from auxjax.solvers.dense import dense as dense
-from auxjax.solvers.gmres import gmres as gmres
-from auxjax.solvers.identity import identity as identity
 from auxjax.solvers.krylov import cg as cg
-from auxjax.solvers.minres import minres as minres
-from auxjax.solvers.neumann import neumann as neumann
 from auxjax.solvers.nonsymmetric import bicgstab as bicgstab
 from auxjax.solvers.nonsymmetric import normal_cg as normal_cg
-from auxjax.solvers.nystrom import nystrom as nystrom
 from auxjax.solvers.power_iteration import PowerEstimate as PowerEstimate
 from auxjax.solvers.power_iteration import power_iteration as power_iteration
 from auxjax.solvers.preconditioners import adam_preconditioner as adam_preconditioner

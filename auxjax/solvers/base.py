@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax import tree_math
-from auxjax.random_keys import check_key
+from auxjax._internal import tree_math
+from auxjax._internal.random_keys import check_key
 
 
 class SolveInfo(NamedTuple):

@@ -13,7 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from auxjax import tree_math
+from auxjax._internal import tree_math
 from auxjax.solvers import base
 
 POWER_STEPS = 5  # products that the automatic step takes, one mini-batch each

@@ -14,7 +14,7 @@ Reference: Fischer, 1998, Projection Techniques for Iterative Solution of Ax = b
 import jax
 import jax.numpy as jnp
 
-from auxjax import tree_math
+from auxjax._internal import tree_math
 from auxjax.solvers import base
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from auxjax import tree_math
+from auxjax._internal import tree_math
 from auxjax.solvers import base
 
 UNROLLED_STEPS = 32  # up to so many steps a CPU gets straight-line code

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax import tree_math
+from auxjax._internal import tree_math
 from auxjax.solvers import base, iteration
 
 

@@ -19,7 +19,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 
-from auxjax import tree_math
+from auxjax._internal import tree_math
 from auxjax.solvers import base, iteration
 
 

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from auxjax import tree_math
-from auxjax.random_keys import check_key
+from auxjax._internal import tree_math
+from auxjax._internal.random_keys import check_key
 from auxjax.solvers import base
-from auxjax.solvers.nystrom import NystromSketch, apply_inverse, sketch_matrix
+from auxjax.solvers._nystrom import NystromSketch, apply_inverse, sketch_matrix
 
 
 class DiagonalPreconditioner(NamedTuple):

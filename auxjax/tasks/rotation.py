@@ -9,7 +9,7 @@ Reference: Gidaris, Singh and Komodakis (ICLR 2018).
 import jax
 import jax.numpy as jnp
 
-from auxjax.random_keys import check_key
+from auxjax._internal.random_keys import check_key
 
 
 def rotate_batch(images: jax.Array, turns: jax.Array) -> jax.Array:

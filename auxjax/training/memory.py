@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from auxjax.training.state import TrainState
+from auxjax.interface import TrainState
 
 
 class MemoryEstimate(NamedTuple):

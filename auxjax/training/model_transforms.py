@@ -17,8 +17,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from auxjax.methods.base import TaskLosses, TaskModel, evaluate
-from auxjax.precision import accumulation_dtype
+from auxjax._internal.precision import accumulation_dtype
+from auxjax.methods.shared.base import TaskLosses, TaskModel, evaluate
 
 
 def mixed_precision(model: TaskModel, dtype=jnp.bfloat16) -> TaskModel:

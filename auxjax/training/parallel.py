@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from auxjax.training.state import TrainState
+from auxjax.interface import TrainState
 
 
 def data_mesh(num_devices: int | None = None) -> Mesh:

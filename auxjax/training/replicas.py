@@ -8,7 +8,7 @@ also inside matrix-vector products, so all replicas take the step of the whole b
 import jax
 import jax.numpy as jnp
 
-from auxjax.training.state import TrainState
+from auxjax.interface import TrainState
 from auxjax.training.step import make_step
 
 _AXIS = "data"

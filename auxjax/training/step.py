@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax.methods.base import Context, Method, TaskModel, loss_shapes
-from auxjax.random_keys import check_key
+from auxjax._internal.random_keys import check_key
+from auxjax.interface import TrainState
+from auxjax.methods.shared.base import Context, Method, TaskModel, loss_shapes
 from auxjax.training.parallel import place_state, replicate, shard_batch
-from auxjax.training.state import TrainState
 
 # Streams of the per-step key. Each use of randomness has its own, so that adding one leaves the others as they were.
 _DRAW, _INNER, _OUTER_DRAW_INNER, _OUTER_DRAW, _OUTER = range(5)

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from auxjax.interface import TrainState
 from auxjax.training.parallel import shard_batch
-from auxjax.training.state import TrainState
 from auxjax.training.step import Updates, make_updates, repeat_updates
 
 BATCHES = ("shared", "stacked")

@@ -28,9 +28,11 @@ import dataclasses
 
 import optax
 
-from experiments import batches, label_generation, method_labels, vision
+from experiments.contract import Experiment
 from experiments.data import cifar100
-from experiments.experiment import Experiment
+from experiments.inputs import batches
+from experiments.methods import labels
+from experiments.tasks import generated_labels, image_classification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,25 +80,27 @@ def load(settings, seed, data_dir):
     )
 
 
-method_options = label_generation.method_options
+method_options = generated_labels.method_options
 
 
 def build(settings, method, shapes) -> Experiment:
     """The experiment: Adam with a cosine schedule, crops and mirror images."""
-    network = label_generation.make_network(
+    network = generated_labels.make_network(
         settings.network, shapes.num_classes, settings.sub_classes, settings.channels
     )
-    model = label_generation.task_model(network, settings.manual, settings.sub_classes, settings.focal_gamma)
+    model = generated_labels.task_model(network, settings.manual, settings.sub_classes, settings.focal_gamma)
     return Experiment(
         model=model,
-        step_model=vision.transformed(model, settings),
-        method=method_labels.make(method, method_options(settings, shapes)),
+        step_model=image_classification.transformed(model, settings),
+        method=labels.make(method, method_options(settings, shapes)),
         optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
         inner_steps=settings.inner_steps,
         outer_steps=settings.outer_steps,
-        init_params=vision.init_params(network, shapes.inputs),
-        draw_inner=vision.draw(settings.batch_size, vision.crop_and_flip(settings.padding), lambda batch: batch),
+        init_params=image_classification.init_params(network, shapes.inputs),
+        draw_inner=image_classification.draw(
+            settings.batch_size, image_classification.crop_and_flip(settings.padding), lambda batch: batch
+        ),
         draw_outer=batches.Draw(settings.outer_batch_size),
-        evaluate=vision.make_evaluate(network),
+        evaluate=image_classification.make_evaluate(network),
         metric="accuracy",
     )

@@ -14,8 +14,8 @@ Label noise: --set noise=0.4.
 
 import dataclasses
 
-from experiments import vision
 from experiments.data import cifar10
+from experiments.tasks import image_classification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,5 +58,5 @@ def load(settings, seed, data_dir):
     )
 
 
-method_options = vision.convnet_options
-build = vision.convnet_experiment
+method_options = image_classification.convnet_options
+build = image_classification.convnet_experiment

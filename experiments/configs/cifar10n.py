@@ -20,8 +20,8 @@ seed and 2,000 images do not tell apart. Everything else was set once: width and
 
 import dataclasses
 
-from experiments import vision
 from experiments.data import cifar10n
+from experiments.tasks import image_classification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,5 +64,5 @@ def load(settings, seed, data_dir):
     )
 
 
-method_options = vision.convnet_options
-build = vision.convnet_experiment
+method_options = image_classification.convnet_options
+build = image_classification.convnet_experiment

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import optax
 
 from auxjax.models import MLP
-from experiments import method_labels, vision
-from experiments.common_options import common_options
+from experiments.contract import Experiment
 from experiments.data import digits
-from experiments.experiment import Experiment
+from experiments.methods import labels
+from experiments.methods.defaults import common_options
+from experiments.tasks import image_classification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,19 +55,22 @@ def method_options(settings, shapes) -> dict[str, dict]:
 
 def build(settings, method, shapes) -> Experiment:
     """The experiment: a multilayer perceptron trained by Adam."""
-    network = MLP(hidden=(settings.hidden, settings.hidden), heads=vision.heads(shapes.num_classes, settings.auxiliary))
+    network = MLP(
+        hidden=(settings.hidden, settings.hidden),
+        heads=image_classification.heads(shapes.num_classes, settings.auxiliary),
+    )
 
     def init_params(key):
         return network.init(key, jnp.zeros((1, *shapes.inputs), jnp.float32))["params"], None
 
     return Experiment(
-        model=vision.task_model(network, settings.auxiliary),
-        method=method_labels.make(method, method_options(settings, shapes)),
+        model=image_classification.task_model(network, settings.auxiliary),
+        method=labels.make(method, method_options(settings, shapes)),
         optimizer=optax.adam(settings.learning_rate),
         inner_steps=settings.inner_steps,
         init_params=init_params,
-        draw_inner=vision.draw(settings.batch_size),
-        draw_outer=vision.draw(settings.outer_batch_size),
-        evaluate=vision.make_evaluate(network),
+        draw_inner=image_classification.draw(settings.batch_size),
+        draw_outer=image_classification.draw(settings.outer_batch_size),
+        evaluate=image_classification.make_evaluate(network),
         metric="accuracy",
     )

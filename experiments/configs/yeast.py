@@ -19,10 +19,12 @@ import jax.numpy as jnp
 import optax
 
 from auxjax.models import MLP
-from experiments import batches, method_labels, multilabel
-from experiments.common_options import common_options
-from experiments.data import multilabel as data
-from experiments.experiment import Experiment
+from experiments.contract import Experiment
+from experiments.data import yeast as data
+from experiments.inputs import batches
+from experiments.methods import labels
+from experiments.methods.defaults import common_options
+from experiments.tasks import multilabel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,7 @@ def build(settings, method, shapes) -> Experiment:
 
     return Experiment(
         model=multilabel.task_model(network, shapes.tasks),
-        method=method_labels.make(method, method_options(settings, shapes)),
+        method=labels.make(method, method_options(settings, shapes)),
         optimizer=optax.adam(settings.learning_rate),
         inner_steps=settings.inner_steps,
         init_params=init_params,

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import hypergradients, measuring, own, plots, problems, tables, vectorised
-from benchmarks.problems import exact, hypercleaning, ridge, sequence, sweep
-from benchmarks.worker import Worker, WorkerFailed
+from benchmarks.hypergradients import __main__ as hypergradients
+from benchmarks.hypergradients import measuring, own, plots, problems, tables, vectorised
+from benchmarks.hypergradients.problems import exact, hypercleaning, ridge, sequence, sweep
+from benchmarks.hypergradients.worker import Worker, WorkerFailed
 
-FAKE = "tests.benchmarks.fake_library"
+FAKE = "tests.helpers.fake_library"
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import problems
-from benchmarks.problems import convnet, data_cleaning, exact, hypercleaning, quadratics, ridge, sequence, sweep
+from benchmarks.hypergradients import problems
+from benchmarks.hypergradients.problems import (
+    convnet,
+    data_cleaning,
+    exact,
+    hypercleaning,
+    quadratics,
+    ridge,
+    sequence,
+    sweep,
+)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +166,7 @@ def test_a_problem_travels_through_its_file(tiny, tmp_path):
 
 def test_reading_a_problem_imports_no_jax(tiny, tmp_path):
     problems.save(tiny, tmp_path / "tiny.npz")
-    code = f"import sys; from benchmarks import problems; problems.load({str(tmp_path / 'tiny.npz')!r})"
+    code = f"import sys; from benchmarks.hypergradients import problems; problems.load({str(tmp_path / 'tiny.npz')!r})"
     done = subprocess.run([sys.executable, "-c", f"{code}; sys.exit('jax' in sys.modules)"], check=False)
     assert done.returncode == 0
 

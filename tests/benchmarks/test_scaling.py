@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec
 
 import auxjax
 from auxjax.training.parallel import data_mesh
-from benchmarks import collectives, scaling
-from benchmarks import scaling_model as model
-from benchmarks.scaling_cases import ROWS, Sizes
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.scaling import collectives, model
+from benchmarks.scaling.cases import ROWS, Sizes
 
 RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results" / "scaling.json"
 VOLUME = 1e8  # bytes

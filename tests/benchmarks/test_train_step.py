@@ -8,8 +8,9 @@ import optax
 import pytest
 
 import auxjax
-from benchmarks import train_step, train_step_report
-from benchmarks.train_step_cases import GENERATING, ROWS, make_case
+from benchmarks.train_step import __main__ as train_step
+from benchmarks.train_step import report
+from benchmarks.train_step.cases import GENERATING, ROWS, make_case
 
 TINY = ["--batch", "4", "--inputs", "3", "--hidden", "4,5", "--image", "4", "--channels", "2,3"]
 QUICK = [*TINY, "--repeats", "2", "--inner-steps", "2", "--methods", "arml,grid_search"]
@@ -77,7 +78,7 @@ def test_interval_of_a_median():
     assert (twenty["low"], twenty["high"]) == (6.0, 15.0)
     five = train_step.median_interval([1, 2, 3, 4, 5])
     assert five["low"] is None
-    assert [train_step_report.ratio_text(ratio) for ratio in (twenty, five, None)] == [
+    assert [report.ratio_text(ratio) for ratio in (twenty, five, None)] == [
         "10.50\n6.00-15.00",
         "3.00\n5 turns",
         "left out",

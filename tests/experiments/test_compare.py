@@ -7,8 +7,9 @@ import shutil
 import jax
 import pytest
 
-from experiments import compare, report, trainer
-from tests.experiments.commands import call, read, refused, tiny
+from experiments import compare, report
+from experiments.training import single
+from tests.helpers.commands import call, read, refused, tiny
 
 METHODS = ("stl", "equal+dev", "jtds")
 COMMAND = ["digits_noise", "--methods", ",".join(METHODS), "--seeds", "0,1", *tiny(steps=50)]
@@ -122,12 +123,12 @@ def test_unfinished_runs_are_shown_as_such(copied, capsys):
 
 
 def test_a_run_that_breaks_off_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
-    real = trainer._check_finite
+    real = single._check_finite
 
     def breaks(state, metrics, at, directory):
         real(state, metrics | ({"loss/class": float("nan")} if directory.parent.name == "stl" else {}), at, directory)
 
-    monkeypatch.setattr(trainer, "_check_finite", breaks)
+    monkeypatch.setattr(single, "_check_finite", breaks)
     command = ["digits_noise", "--methods", "stl,equal", "--seeds", "0", *tiny(steps=20), "--out", tmp_path / "out"]
     assert call("compare", *command) == 2
     printed = capsys.readouterr()

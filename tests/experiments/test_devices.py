@@ -7,8 +7,8 @@ import signal
 import numpy as np
 import pytest
 
-from experiments import processes
-from tests.experiments.commands import (
+from experiments.runtime import processes
+from tests.helpers.commands import (
     assert_same_run,
     call,
     checkpoints,

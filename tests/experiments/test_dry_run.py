@@ -2,9 +2,10 @@
 
 import pytest
 
-from experiments import configs, trainer
+from experiments import configs
 from experiments.configs import digits_noise
-from tests.experiments.commands import TINY, call, refused, tiny
+from experiments.training import single
+from tests.helpers.commands import TINY, call, refused, tiny
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
@@ -15,7 +16,7 @@ def test_the_memory_is_shown_and_nothing_is_written(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert not out.exists()
     settings = configs.override(digits_noise.Settings(), [f"{name}={value}" for name, value in TINY.items()])
-    found = trainer.estimate("digits_noise", settings, "equal", 0)
+    found = single.estimate("digits_noise", settings, "equal", 0)
     # Two hidden layers of 16 on 8x8 images, heads of 10 classes and 4 turns; Adam has two moments.
     assert found.params == 4 * ((64 + 1) * 16 + (16 + 1) * (16 + 10 + 4))
     assert 2 * found.params <= found.optimizer <= 2 * found.params + 16

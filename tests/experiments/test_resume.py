@@ -13,19 +13,10 @@ import jax
 import pytest
 
 from auxjax.training.checkpoint import arrays
-from experiments import interruption, trainer
 from experiments.configs import digits_noise
-from tests.experiments.commands import (
-    assert_same_run,
-    call,
-    checkpoints,
-    finish,
-    read,
-    refused,
-    start,
-    tiny,
-    wait_until,
-)
+from experiments.runtime import interruption
+from experiments.training import single
+from tests.helpers.commands import assert_same_run, call, checkpoints, finish, read, refused, start, tiny, wait_until
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 # Long enough that a busy machine does not end a run before the signal reaches it.
@@ -189,9 +180,9 @@ def test_without_any_good_checkpoint_the_run_starts_again(copied, capsys):
 
 def test_a_whole_checkpoint_of_another_program_is_refused_and_stays(copied, capsys, monkeypatch):
     command, _, run = copied
-    real = trainer.compiled
+    real = single.compiled
     larger = dataclasses.replace(digits_noise.Settings(), hidden=8)
-    monkeypatch.setattr(trainer, "compiled", lambda config, settings, *rest: real(config, larger, *rest))
+    monkeypatch.setattr(single, "compiled", lambda config, settings, *rest: real(config, larger, *rest))
     assert call("run", *command, "--out", run) == 2
     assert "Use the settings it was made with" in capsys.readouterr().err
     assert checkpoints(run) == [40]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from auxjax import TrainState
-from experiments import trainer
-from tests.experiments.commands import call, checkpoints, read, refused, tiny
+from experiments.training import single
 from tests.experiments.data.test_cifar10 import write_archive
+from tests.helpers.commands import call, checkpoints, read, refused, tiny
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("single_precision")
 def steps_done(monkeypatch):
     """Counts the calls of training steps, of which bad input must make none."""
     done = []
-    real = trainer.compiled
+    real = single.compiled
 
     def counting(*arguments):
         experiment, init, step, weigh = real(*arguments)
@@ -31,7 +31,7 @@ def steps_done(monkeypatch):
 
         return experiment, init, counted, weigh
 
-    monkeypatch.setattr(trainer, "compiled", counting)
+    monkeypatch.setattr(single, "compiled", counting)
     return done
 
 
@@ -239,20 +239,20 @@ def test_params_that_are_not_finite_stop_the_run_though_the_last_loss_was():
     for value in (np.nan, np.inf):
         state = TrainState(0, None, {"w": jnp.array([1.0, value])}, None)
         with pytest.raises(FloatingPointError, match="a parameter is not finite at step 7, so training stopped"):
-            trainer._check_finite(state, {"loss/class": 1.0}, 7, "out")
-    trainer._check_finite(
+            single._check_finite(state, {"loss/class": 1.0}, 7, "out")
+    single._check_finite(
         state._replace(params={"w": jnp.ones(2)}), {"loss/class": 1.0, "slope/class": np.nan}, 7, "out"
     )
 
 
 def test_logs_and_checkpoints_from_before_a_broken_loss_stay(tmp_path, capsys, monkeypatch):
     command = ["digits_noise", "--method", "equal", *tiny(steps=80), "--out", tmp_path / "out"]
-    real = trainer._check_finite
+    real = single._check_finite
 
     def breaks_at_60(state, metrics, at, directory):
         real(state, metrics | ({"loss/class": float("nan")} if at == 60 else {}), at, directory)
 
-    monkeypatch.setattr(trainer, "_check_finite", breaks_at_60)
+    monkeypatch.setattr(single, "_check_finite", breaks_at_60)
     assert call("run", *command) == 2
     assert "loss/class is nan at step 60, so training stopped" in capsys.readouterr().err
     log = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
@@ -264,6 +264,6 @@ def test_control_c_ends_with_a_hint_and_status_130(tmp_path, capsys, monkeypatch
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "save", interrupted)
+    monkeypatch.setattr(single, "save", interrupted)
     assert call("run", "digits_noise", "--method", "stl", *tiny(), "--out", tmp_path / "out") == 130
     assert "stopped: the same command goes on from the newest checkpoint." in capsys.readouterr().err

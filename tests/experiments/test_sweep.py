@@ -8,10 +8,12 @@ import shutil
 import jax
 import pytest
 
-from experiments import report, sweep_report, sweep_runs
+from experiments import report
 from experiments.configs import digits_noise
 from experiments.configs.digits_noise import Settings
-from tests.experiments.commands import call, checkpoints, refused, tiny
+from experiments.reporting import sweep_report
+from experiments.training import grid
+from tests.helpers.commands import call, checkpoints, refused, tiny
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 LEARNED = ["digits_noise", "--method", "auto_lambda", *tiny(steps=40)]
@@ -158,7 +160,7 @@ def test_runs_that_devices_cannot_share_and_several_processes_are_refused(capsys
 
 
 def test_the_value_is_chosen_on_validation_and_never_on_test():
-    sweep = sweep_runs.make("digits_noise", Settings(), "equal", ["auxiliary_weight=0,1,3"], [0, 1])
+    sweep = grid.make("digits_noise", Settings(), "equal", ["auxiliary_weight=0,1,3"], [0, 1])
 
     def run(validation, test):
         names = ("validation_accuracy", "selected_validation_accuracy", "test_accuracy", "selected_test_accuracy")
@@ -178,8 +180,8 @@ def test_the_value_is_chosen_on_validation_and_never_on_test():
 
 def test_a_label_with_options_and_settings_keeps_its_points_apart():
     over = ["auxiliary_weight=0.3,1", "learning_rate=0.001,0.01"]
-    sweep = sweep_runs.make("digits_noise", Settings(), "equal:reduction=mean+dev", over, [0, 1])
-    assert [sweep_runs.text_of(point) for point in sweep.points()] == [
+    sweep = grid.make("digits_noise", Settings(), "equal:reduction=mean+dev", over, [0, 1])
+    assert [grid.text_of(point) for point in sweep.points()] == [
         "auxiliary_weight=0.3, learning_rate=0.001",
         "auxiliary_weight=0.3, learning_rate=0.01",
         "auxiliary_weight=1, learning_rate=0.001",

@@ -14,9 +14,17 @@ import pytest
 from auxjax import bicgstab, cg, dense, gmres, identity, implicit, minres, neumann, normal_cg, nystrom
 from auxjax.hypergrad import finite_difference, one_step, unrolled
 from auxjax.solvers.preconditioners import diagonal_preconditioner, nystrom_preconditioner
-from tests.hypergrad.fixed_points import as_field, five_point_differences, logistic, newton_step, two_modules
-from tests.hypergrad.look_ahead import run
-from tests.problems import flat_array, flatten, module_scaled_field, ridge, split, true_residual, weighted_least_squares
+from tests.helpers.bilevel_problems import (
+    flat_array,
+    flatten,
+    module_scaled_field,
+    ridge,
+    split,
+    true_residual,
+    weighted_least_squares,
+)
+from tests.helpers.fixed_points import as_field, five_point_differences, logistic, newton_step, two_modules
+from tests.helpers.look_ahead import run
 
 TOLERANCE = 1e-8
 SYMMETRIC = {

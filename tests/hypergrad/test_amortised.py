@@ -7,7 +7,7 @@ import pytest
 
 from auxjax import BilevelProblem, amortise, cg, dense, implicit, neumann, single_loop, warm_started
 from auxjax.solvers import nystrom_preparation, power_iteration
-from tests.problems import estimate, flat_array, ridge, split, weighted_least_squares
+from tests.helpers.bilevel_problems import estimate, flat_array, ridge, split, weighted_least_squares
 
 KEY = jax.random.key(0)
 

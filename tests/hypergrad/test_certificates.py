@@ -12,7 +12,7 @@ import pytest
 
 from auxjax import bicgstab, cg, dense, gmres, identity, implicit, minres, neumann, normal_cg, nystrom
 from auxjax.hypergrad import finite_difference, one_step, unrolled
-from tests.hypergrad.quadratics import FIELD, LOSS, compiled, flat, residual, with_spectrum
+from tests.helpers.quadratics import FIELD, LOSS, compiled, flat, residual, with_spectrum
 
 SIZE = 6
 KEY = jax.random.key(5)

@@ -5,8 +5,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from auxjax import BilevelProblem, cg, dense, fisher, gauss_newton, implicit
-from tests.hypergrad.look_ahead import Point, run
-from tests.problems import estimate, ridge
+from tests.helpers.bilevel_problems import estimate, ridge
+from tests.helpers.look_ahead import Point, run
 
 CLASSES = 3
 

@@ -6,8 +6,8 @@ import pytest
 
 from auxjax import BilevelProblem
 from auxjax.hypergrad import finite_difference, one_step
-from tests.hypergrad.look_ahead import curved, run, split_over_replicas
-from tests.problems import estimate, flat_array, ridge, split
+from tests.helpers.bilevel_problems import estimate, flat_array, ridge, split
+from tests.helpers.look_ahead import curved, run, split_over_replicas
 
 
 def equal_trees(came, wanted, **tolerances):

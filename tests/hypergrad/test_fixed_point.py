@@ -6,7 +6,7 @@ import pytest
 
 from auxjax import BilevelProblem, OptimizerPoint, dense, gmres, implicit, neumann, unrolled
 from auxjax.hypergrad import optimizer_field, optimizer_fixed_point
-from tests.problems import estimate, ridge
+from tests.helpers.bilevel_problems import estimate, ridge
 
 
 def come_to_rest(optimizer, solved, meta=None, steps=4000, start=None):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from auxjax import BilevelProblem, cg, dense, identity, implicit, neumann
-from tests.problems import (
+from tests.helpers.bilevel_problems import (
     estimate,
     finite_difference_of_solved,
     flat_array,

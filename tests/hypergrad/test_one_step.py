@@ -6,15 +6,8 @@ import pytest
 
 from auxjax import BilevelProblem, identity, implicit
 from auxjax.hypergrad import one_step, unrolled
-from tests.hypergrad.look_ahead import central_differences, curved, outer_after_training, run, split_over_replicas
-from tests.problems import (
-    estimate,
-    flat_array,
-    module_scaled_field,
-    ridge,
-    split,
-    true_residual,
-)
+from tests.helpers.bilevel_problems import estimate, flat_array, module_scaled_field, ridge, split, true_residual
+from tests.helpers.look_ahead import central_differences, curved, outer_after_training, run, split_over_replicas
 
 LOOK_AHEADS = {
     "plain": ("inner", optax.sgd(0.4)),

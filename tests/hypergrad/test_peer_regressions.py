@@ -12,9 +12,9 @@ import pytest
 
 from auxjax import BilevelProblem, cg, dense, implicit, neumann
 from auxjax.hypergrad import one_step
-from tests.hypergrad.look_ahead import Point, central_differences, outer_after_training, run
-from tests.hypergrad.quadratics import flat, solve, with_spectrum
-from tests.problems import flat_array, ridge
+from tests.helpers.bilevel_problems import flat_array, ridge
+from tests.helpers.look_ahead import Point, central_differences, outer_after_training, run
+from tests.helpers.quadratics import flat, solve, with_spectrum
 
 SPECTRUM = np.geomspace(6e-4, 0.218, 20)
 

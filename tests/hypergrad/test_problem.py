@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from auxjax import BilevelProblem, dense, finite_difference, implicit, one_step, unrolled
-from tests.problems import estimate, ridge
+from tests.helpers.bilevel_problems import estimate, ridge
 
 
 def loss(params, meta, batch):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from auxjax import BilevelProblem, cg, dense, implicit, neumann
-from tests.hypergrad.look_ahead import Point, run
-from tests.problems import flat_array, ridge, split, weighted_least_squares
+from tests.helpers.bilevel_problems import flat_array, ridge, split, weighted_least_squares
+from tests.helpers.look_ahead import Point, run
 
 PARTS = 4
 

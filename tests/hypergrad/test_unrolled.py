@@ -7,15 +7,8 @@ from jax.flatten_util import ravel_pytree
 
 from auxjax import BilevelProblem, dense, implicit, neumann
 from auxjax.hypergrad import unrolled
-from tests.hypergrad.look_ahead import (
-    central_differences,
-    curved,
-    outer_after_training,
-    run,
-    split_over_replicas,
-    train,
-)
-from tests.problems import flat_array, flatten, module_scaled_field, ridge, split, true_residual
+from tests.helpers.bilevel_problems import flat_array, flatten, module_scaled_field, ridge, split, true_residual
+from tests.helpers.look_ahead import central_differences, curved, outer_after_training, run, split_over_replicas, train
 
 pytestmark = pytest.mark.slow  # compiles for minutes in all
 

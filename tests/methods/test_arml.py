@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import auxjax
-from auxjax.simplex import simplex_quadratic_program
-from tests.problems_training import LinearTasks, linear_model, state_of
+from auxjax.formulas.simplex import simplex_quadratic_program
+from tests.helpers.training_problems import LinearTasks, linear_model, state_of
 
 KEY = jax.random.key(0)
 TASKS = ("primary", "aux0", "aux1")

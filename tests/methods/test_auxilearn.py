@@ -8,8 +8,8 @@ import pytest
 
 import auxjax
 from auxjax import dense, implicit
-from auxjax.loss_combiners import convolutional_combiner, dense_combiner
-from tests.problems_training import (
+from auxjax.formulas.loss_combiners import convolutional_combiner, dense_combiner
+from tests.helpers.training_problems import (
     LinearTasks,
     linear_model,
     network_gradients,

@@ -8,7 +8,14 @@ import pytest
 
 import auxjax
 from auxjax import dense, implicit
-from tests.problems_training import LinearTasks, linear_model, numpy_gradients, numpy_hessians, numpy_means, state_of
+from tests.helpers.training_problems import (
+    LinearTasks,
+    linear_model,
+    numpy_gradients,
+    numpy_hessians,
+    numpy_means,
+    state_of,
+)
 
 KEY = jax.random.key(0)
 

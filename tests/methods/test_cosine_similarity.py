@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import auxjax
-from tests.problems_training import network_gradients, network_problem, state_of
+from tests.helpers.training_problems import network_gradients, network_problem, state_of
 
 KEY = jax.random.key(0)
 TASKS = ("primary", "aux0", "aux1", "aux2")

@@ -11,12 +11,13 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import auxjax
-from auxjax import dense, identity, implicit, joint_generator, one_step, unrolled
-from auxjax.methods import pairs as pairing
-from auxjax.methods.base import TaskLosses, TaskModel
-from auxjax.methods.dtg_auxl import dtg_auxl
+from auxjax import dense, identity, implicit, one_step, unrolled
+from auxjax.formulas import joint_generator
+from auxjax.methods._dtg_auxl import dtg_auxl
+from auxjax.methods.shared import pairs as pairing
+from auxjax.methods.shared.base import TaskLosses, TaskModel
 from auxjax.training.parallel import data_mesh, replicate
-from tests.problems_training import LinearTasks, state_of
+from tests.helpers.training_problems import LinearTasks, state_of
 
 KEY = jax.random.key(0)
 CLASSES, GENERATED, WIDTH = 2, 3, 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import auxjax
-from tests.problems_training import LinearTasks, linear_model, numpy_gradients, numpy_means, state_of
+from tests.helpers.training_problems import LinearTasks, linear_model, numpy_gradients, numpy_means, state_of
 
 KEY = jax.random.key(0)
 TASKS = ("primary", "aux0", "aux1")

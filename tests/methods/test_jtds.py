@@ -8,9 +8,9 @@ import pytest
 
 import auxjax
 from auxjax import amortise, cg, dense, implicit, normal_cg, single_loop
-from auxjax.methods.jtds import TaskSchedule, standardised
+from auxjax.methods._jtds import TaskSchedule, standardised
 from auxjax.solvers import nystrom_preparation
-from tests.problems_training import LinearTasks, linear_model, state_of
+from tests.helpers.training_problems import LinearTasks, linear_model, state_of
 
 KEY = jax.random.key(0)
 TASKS = ("primary", "aux0", "aux1")

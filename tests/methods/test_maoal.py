@@ -9,9 +9,9 @@ import pytest
 import auxjax
 from auxjax import dense, finite_difference, implicit
 from auxjax.hypergrad import BilevelProblem
-from auxjax.methods import outer_level
+from auxjax.methods.shared import outer_level
 from auxjax.solvers import gmres
-from tests.problems_training import (
+from tests.helpers.training_problems import (
     LinearTasks,
     labelled,
     network_gradients,

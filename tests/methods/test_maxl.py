@@ -9,15 +9,15 @@ import optax
 import pytest
 
 import auxjax
-from auxjax.soft_labels import masked_softmax
-from tests.problems_generation import (
+from auxjax.formulas.soft_labels import masked_softmax
+from tests.helpers.generation_problems import (
     SUB_CLASSES,
     generation_model,
     generation_problem,
     linear_generator,
     primary_class,
 )
-from tests.problems_training import state_of
+from tests.helpers.training_problems import state_of
 
 KEY = jax.random.key(0)
 OPTIMIZER = optax.chain(optax.add_decayed_weights(0.02), optax.sgd(0.1, momentum=0.9))

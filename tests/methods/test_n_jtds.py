@@ -8,7 +8,7 @@ import pytest
 
 import auxjax
 from auxjax import dense, implicit
-from tests.problems_training import LinearTasks, linear_model, numpy_gradients, numpy_means, state_of
+from tests.helpers.training_problems import LinearTasks, linear_model, numpy_gradients, numpy_means, state_of
 
 KEY = jax.random.key(0)
 IDS = np.array([3, 11, 0, 7, 19, 5, 8, 2])

@@ -7,8 +7,14 @@ import optax
 import pytest
 
 import auxjax
-from tests.problems_generation import NUM_CLASSES, SUB_CLASSES, generation_model, generation_problem, primary_class
-from tests.problems_training import state_of
+from tests.helpers.generation_problems import (
+    NUM_CLASSES,
+    SUB_CLASSES,
+    generation_model,
+    generation_problem,
+    primary_class,
+)
+from tests.helpers.training_problems import state_of
 
 KEY = jax.random.key(0)
 OPTIONS = {

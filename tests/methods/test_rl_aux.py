@@ -11,11 +11,12 @@ import optax
 import pytest
 
 import auxjax
-from auxjax import Policy, policy_gradient
-from auxjax.methods.base import Context
-from auxjax.methods.rl_aux import rl_aux
+from auxjax import Policy
+from auxjax.formulas import policy_gradient
+from auxjax.interface import TrainState
+from auxjax.methods._rl_aux import rl_aux
+from auxjax.methods.shared.base import Context
 from auxjax.training.parallel import data_mesh, shard_batch
-from auxjax.training.state import TrainState
 
 KEY = jax.random.key(0)
 CLASSES = 2

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from auxjax.formulas.partition import mask_by_path
 from auxjax.models import ConvNet
-from auxjax.partition import mask_by_path
 
 X = jax.random.normal(jax.random.key(0), (3, 9, 8, 2))
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from auxjax.formulas.partition import mask_by_path
 from auxjax.models import MLP, Outputs
-from auxjax.partition import mask_by_path
 
 MODEL = MLP(heads={"species": 3, "rotation": 4}, hidden=(5, 6), param_dtype=jnp.float64)
 X = jax.random.normal(jax.random.key(0), (7, 2, 2))

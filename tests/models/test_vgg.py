@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from auxjax._internal.tree_math import all_finite, vdot
+from auxjax.formulas.partition import mask_by_path
 from auxjax.models import VGG, layers
-from auxjax.partition import mask_by_path
-from auxjax.tree_math import all_finite, vdot
 
 X = jax.random.normal(jax.random.key(0), (3, 32, 32, 2))
 SMALL = {"heads": {"a": 2, "b": 1}, "depth": 11, "width": 2, "hidden": (5,), "param_dtype": jnp.float64}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from auxjax import cg, dense, identity, neumann
-from tests.solvers.systems import spd
+from tests.helpers.linear_systems import spd
 
 SOLVERS = {"neumann": neumann(40), "by_hand": neumann(40, 0.2), "cg": cg(), "dense": dense(), "identity": identity()}
 

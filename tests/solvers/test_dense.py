@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from auxjax import dense
-from tests.solvers.systems import make, nonsymmetric, spd
+from tests.helpers.linear_systems import make, nonsymmetric, spd
 
 
 @pytest.mark.parametrize("system", [spd(), nonsymmetric()])

@@ -7,9 +7,9 @@ import pytest
 
 from auxjax import dense, implicit
 from auxjax.solvers import gmres as written_out_or_loop
-from tests.problems import estimate, flat_array, module_scaled_field, ridge
-from tests.solvers.compiled import compiled
-from tests.solvers.systems import make, nonsymmetric, spd, symmetric
+from tests.helpers.bilevel_problems import estimate, flat_array, module_scaled_field, ridge
+from tests.helpers.compiled import compiled
+from tests.helpers.linear_systems import make, nonsymmetric, spd, symmetric
 
 pytestmark = pytest.mark.slow  # compiles for minutes in all
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from auxjax import identity, neumann
-from tests.solvers.systems import nonsymmetric
+from tests.helpers.linear_systems import nonsymmetric
 
 
 def test_is_a_multiple_of_the_right_hand_side():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from auxjax import cg, dense
-from tests.solvers.systems import spd, symmetric
+from tests.helpers.linear_systems import spd, symmetric
 
 
 def textbook_cg(matrix, b, rtol, max_steps, inverse=None, start=None):

@@ -7,9 +7,9 @@ import pytest
 
 from auxjax import cg, dense, implicit
 from auxjax.solvers import minres as written_out_or_loop
-from tests.problems import estimate, flat_array, ridge, weighted_least_squares
-from tests.solvers.compiled import compiled
-from tests.solvers.systems import spd, symmetric
+from tests.helpers.bilevel_problems import estimate, flat_array, ridge, weighted_least_squares
+from tests.helpers.compiled import compiled
+from tests.helpers.linear_systems import spd, symmetric
 
 pytestmark = pytest.mark.slow  # compiles for minutes in all
 

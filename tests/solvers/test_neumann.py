@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from auxjax import neumann
-from tests.solvers.systems import nonsymmetric, spd, symmetric
+from tests.helpers.linear_systems import nonsymmetric, spd, symmetric
 
 
 def series(matrix, b, step, terms):

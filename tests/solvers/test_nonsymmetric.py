@@ -9,9 +9,9 @@ import pytest
 
 from auxjax import dense, implicit
 from auxjax.solvers import bicgstab, normal_cg
-from tests.problems import estimate, flat_array, module_scaled_field
-from tests.solvers.compiled import compiled
-from tests.solvers.systems import make, nonsymmetric, spd, symmetric
+from tests.helpers.bilevel_problems import estimate, flat_array, module_scaled_field
+from tests.helpers.compiled import compiled
+from tests.helpers.linear_systems import make, nonsymmetric, spd, symmetric
 
 pytestmark = pytest.mark.slow  # compiles for minutes in all
 

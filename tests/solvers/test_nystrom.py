@@ -7,9 +7,9 @@ import pytest
 
 from auxjax import dense, implicit
 from auxjax.solvers import nystrom
-from auxjax.solvers.nystrom import sketch_matrix
-from tests.problems import estimate, flat_array, ridge
-from tests.solvers.systems import make, spd, symmetric
+from auxjax.solvers._nystrom import sketch_matrix
+from tests.helpers.bilevel_problems import estimate, flat_array, ridge
+from tests.helpers.linear_systems import make, spd, symmetric
 
 pytestmark = pytest.mark.slow  # compiles for minutes in all
 

@@ -12,7 +12,7 @@ from auxjax.solvers import (
     minres,
     nystrom_preconditioner,
 )
-from tests.solvers.systems import make, spd, symmetric
+from tests.helpers.linear_systems import make, spd, symmetric
 
 pytestmark = pytest.mark.slow  # compiles for minutes in all
 

@@ -8,7 +8,7 @@ import pytest
 
 import auxjax
 from auxjax.training.checkpoint import open_checkpoints, restore, save
-from tests.problems_training import LinearTasks, linear_model
+from tests.helpers.training_problems import LinearTasks, linear_model
 from tests.training.test_step import METHODS
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")

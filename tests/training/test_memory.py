@@ -9,7 +9,7 @@ import pytest
 import auxjax
 from auxjax.training.memory import estimate_memory
 from auxjax.training.parallel import data_mesh, replicate, shard_batch
-from tests.problems_training import LinearTasks, linear_model
+from tests.helpers.training_problems import LinearTasks, linear_model
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 

@@ -13,8 +13,14 @@ from auxjax.models import ConvNet
 from auxjax.training.memory import estimate_memory
 from auxjax.training.model_transforms import accumulate, mixed_precision, remat
 from auxjax.training.parallel import data_mesh, replicate, shard_batch
-from tests.problems_generation import SUB_CLASSES, generation_model, generation_problem, linear_generator, primary_class
-from tests.problems_training import LinearTasks, linear_model, network_problem
+from tests.helpers.generation_problems import (
+    SUB_CLASSES,
+    generation_model,
+    generation_problem,
+    linear_generator,
+    primary_class,
+)
+from tests.helpers.training_problems import LinearTasks, linear_model, network_problem
 
 KEY = jax.random.key(3)
 EXACT = {

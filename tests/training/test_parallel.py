@@ -8,11 +8,11 @@ import optax
 import pytest
 
 import auxjax
+from auxjax.interface import TrainState
 from auxjax.training.parallel import data_mesh, place_state, shard_batch
 from auxjax.training.replicas import first_replica, make_pmapped_step, split_over_replicas
-from auxjax.training.state import TrainState
+from tests.helpers.training_problems import LinearTasks, linear_model
 from tests.methods.test_contract import NUM_EXAMPLES, OPTIONS, with_state
-from tests.problems_training import LinearTasks, linear_model
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import auxjax
-from tests.experiments.commands import COMPILED, free_port
+from tests.helpers.commands import COMPILED, free_port
 from tests.training.test_parallel import train
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,7 +23,7 @@ SHORT = ["equal", "arml", "jtds", "n_jtds", "maoal"]
 )
 def test_two_processes_train_as_one_device(names, tmp_path, ordinary_promotion):
     address, file = f"localhost:{free_port()}", tmp_path / "params.npz"
-    command = [sys.executable, "-m", "tests.training.one_of_two", address]
+    command = [sys.executable, "-m", "tests.helpers.one_of_two", address]
     environment = {**COMPILED, **os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     two = [

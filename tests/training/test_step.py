@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import auxjax
-from tests.problems_training import LinearTasks, linear_model
+from tests.helpers.training_problems import LinearTasks, linear_model
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 

@@ -11,8 +11,8 @@ import pytest
 
 from experiments.data import cifar10
 from experiments.data.splits import NAMES, check_splits
-from tests.experiments.data import cifar_files
-from tests.experiments.data.cifar_files import encode
+from tests.helpers import cifar_files
+from tests.helpers.cifar_files import encode
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NUM_TRAIN, NUM_TEST = 120, 40

@@ -5,10 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
+from experiments.contract import on_device
 from experiments.data import cifar100
 from experiments.data.splits import NAMES, check_splits, merge
-from experiments.experiment import on_device
-from tests.experiments.data import cifar_files, test_cifar10
+from tests.experiments.data import test_cifar10
+from tests.helpers import cifar_files
 
 FINE = tuple(f"fine {k}" for k in range(100))
 COARSE = tuple(f"coarse {k}" for k in range(20))

@@ -8,8 +8,8 @@ import pytest
 
 from experiments.data import cifar10, cifar10n
 from experiments.data.splits import NAMES, check_splits
-from tests.experiments.commands import call, read
 from tests.experiments.data.test_cifar10 import NUM_TRAIN, official, prepare, write_archive
+from tests.helpers.commands import call, read
 
 SIZES = {"dev_size": 20, "validation_size": 30}
 

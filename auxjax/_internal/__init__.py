@@ -1,0 +1,1 @@
+"""Helpers that the library shares and users do not import."""

@@ -1,0 +1,1 @@
+"""One formula per file: pure functions without state, models or names of tasks."""

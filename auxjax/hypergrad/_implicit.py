@@ -1,0 +1,149 @@
+"""Implicit differentiation: the exact hypergradient, up to the linear solve.
+
+    d/d meta outer(params*(meta), meta) = d_meta outer - u^T d_meta field,      J^T u = v,      v = d_params outer
+
+with J = d field / d params, everything taken at the given params. By the implicit function theorem this is exact where
+field = 0; elsewhere `HypergradInfo.inner_grad_norm` says how far off that is. The lower level is linearised once, and
+that linear map serves for all matrix-vector products.
+
+For an inner loss J is its Hessian, and u^T d_meta field is the gradient in `meta` of the directional derivative of the
+loss along u: one forward-mode pass, no second derivative in `params`. For an update field J^T is the transpose of its
+linearisation, and u^T d_meta field a vector-Jacobian product.
+
+Not for: problems whose lower level is followed for a few steps only; unrolling differentiates those.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from auxjax._internal import tree_math
+from auxjax._internal.random_keys import check_key
+from auxjax.hypergrad import problem as problems
+from auxjax.hypergrad import stacked
+from auxjax.hypergrad.problem import BilevelProblem
+from auxjax.solvers.base import SolveInfo, check_like, make_system, report
+
+
+def implicit(solver, *, curvature=None, batches: str = "same"):
+    """Estimator of hypergradients by the implicit function theorem.
+
+    `meta_grad = d_meta outer - u^T d_meta field`, u the solver's solution of `J^T u = d_params outer`
+
+    Args:
+      solver: `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`, such as `neumann(20)`, `cg()` or `dense()`.
+        Damping is an option of the solver. `cg` needs an inner loss (a symmetric J).
+      curvature: what the system is solved with in place of `J^T`, as `gauss_newton(outputs, loss)` or
+        `fisher(losses, loss)` make it: `(level, inner_batch) -> matvec`. `None` for J itself, the Hessian of an inner
+        loss. `converged` is then about that system, `relative_residual` still about J.
+      batches: `"same"`: `inner_batch` is one batch. `"stacked"`: its leaves have a leading axis of mini-batches, and
+        the lower level is their mean, in memory all at once; `neumann(..., fresh_batches=True)` takes one per term.
+        Not together with `curvature`.
+
+    Returns:
+      `estimator(problem, params, meta, inner_batch, outer_batch, *, key=None, init=None) -> (meta_grad, info)`.
+
+      `meta_grad` is a pytree like `meta`: the whole derivative with its true sign and scale, direct part included.
+      Leaves of `meta` that no loss uses have zeros. `info` is a `HypergradInfo`. `init` is a pytree like `params`, the
+      `solution` of an earlier call. `key` is for solvers that draw random numbers. Leaves of `params` that are not
+      floating are held fixed.
+
+      Cost: one outer gradient, one linearised inner gradient (or update field), the solver's products (each about two
+      passes through the loss), and one forward-mode pass for the mixed derivative (a reverse pass for an update field).
+      With another curvature, one product with J more for the residual, which jit drops when nobody reads it.
+
+      It raises TypeError or ValueError at trace time: losses that are not scalar, an update field or `init` that is not
+      like `params`, `meta` that is not floating, an old-style `key`.
+
+    Raises:
+      TypeError: `solver` or `curvature` is no function.
+
+    Reference: Lorraine, Vicol, Duvenaud, 2020, Optimizing Millions of Hyperparameters by Implicit Differentiation,
+    AISTATS, theorem 1; Pedregosa, 2016, Hyperparameter Optimization with Approximate Gradient, ICML.
+    """
+    if not callable(solver):
+        raise TypeError(
+            f"implicit(solver=) wants a solver such as neumann(20) or dense() and got {type(solver).__name__}."
+        )
+
+    if curvature is not None and not callable(curvature):
+        raise TypeError(
+            "implicit(curvature=) wants gauss_newton(...), fisher(...) or None for the Hessian and got "
+            f"{type(curvature).__name__}."
+        )
+
+    if batches not in ("same", "stacked"):
+        raise ValueError(f"implicit(batches={batches!r}): wanted 'same' or 'stacked'.")
+    if batches == "stacked" and curvature is not None:
+        raise ValueError(
+            "implicit(curvature=, batches='stacked'): a curvature takes one batch. Join the mini-batches into one, or "
+            "leave the curvature out."
+        )
+
+    def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
+        if key is not None:
+            check_key(key, "implicit estimator(key=)")
+        level = problems.make_level("implicit estimator", problem, params, meta)
+        guess = None
+        if init is not None:
+            guess = problems.floating_part("implicit estimator(init=)", init, level)
+            check_like("implicit estimator(init=)", guess, level.theta, "params")
+        outer = problems.outer_gradients(problem, level, outer_batch)
+        if batches == "stacked":
+            count = stacked.count_batches("implicit", inner_batch)
+            field, matvec, mixed = linearise(stacked.mean_problem(problem), level, inner_batch)
+            matvec = stacked.sampled_operator(problem, level, inner_batch, matvec, linearise, count)
+        else:
+            field, matvec, mixed = linearise(problem, level, inner_batch)
+        if curvature is None:
+            u, solve_info = solver(matvec, outer.v, init=guess, key=key)
+        else:
+            u, solve_info = solver(curvature(level, inner_batch), outer.v, init=guess, key=key)
+            solve_info = _measure(matvec, outer.v, u, solve_info)
+        return problems.conclude(level, outer, mixed(u), field, u, solve_info)
+
+    return estimator
+
+
+def _measure(matvec, v, u, solve_info: SolveInfo) -> SolveInfo:
+    """The report on u with the residual of `J^T u = v` itself, and the curvature of J along u."""
+    system = make_system("implicit", matvec, v, None, None)
+    measured = report(system, tree_math.cast_like(u, system.b), 0.0, 0.0, solve_info.num_matvecs)
+    lowest = jnp.minimum(solve_info.min_curvature, measured.min_curvature)
+    return measured._replace(converged=solve_info.converged, min_curvature=lowest)
+
+
+def linearise(problem: BilevelProblem, level: problems.Level, batch):
+    """The lower level at one point: `(field, matvec, mixed)`.
+
+    The field there, before any reduction; `u -> J^T u` and `u -> u^T d_meta field`, both reduced.
+    """
+    field, matvec, mixed = (_linearise_loss if problem.inner is not None else _linearise_field)(problem, level, batch)
+    matvec.averages = problem.reduce is not None  # its transpose by JAX would leave out the mean over replicas
+    return field, matvec, mixed
+
+
+def _linearise_loss(problem, level, batch):
+    """Gradient, Hessian-vector product and mixed product of the inner loss: `(field, matvec, mixed)`.
+
+    The mixed product is the gradient in `meta` of the directional derivative, reverse over forward. Where `meta` are
+    weights that enter the loss linearly, that is one forward pass of the losses and the weights' own reverse pass;
+    the other order would transpose the gradient of the whole model.
+    """
+    loss = problems.inner_loss(problem, level, batch)
+    field, hessian_product = jax.linearize(lambda theta: jax.grad(loss)(theta, level.meta), level.theta)
+
+    def mixed(u):
+        def along(meta):
+            return jax.jvp(lambda theta: loss(theta, meta), (level.theta,), (u,))[1]
+
+        return level.reduce(jax.grad(along)(level.meta))
+
+    return field, lambda u: level.reduce(hessian_product(u)), mixed
+
+
+def _linearise_field(problem, level, batch):
+    """Field, product with the transposed Jacobian and mixed product of an update field: `(field, matvec, mixed)`."""
+    update = problems.update_field(problem, level, batch)
+    field, transposed_product = jax.vjp(lambda theta: update(theta, level.meta), level.theta)
+    _, meta_product = jax.vjp(lambda meta: update(level.theta, meta), level.meta)
+    return field, lambda u: level.reduce(transposed_product(u)[0]), lambda u: level.reduce(meta_product(u)[0])

@@ -1,0 +1,228 @@
+"""ARML: auxiliary task weights that bring the joint score close to the primary task's.
+
+The auxiliary losses, weighted, act as a prior for the primary task; the best prior is the one whose score
+(log-density gradient) agrees with the primary task's on samples of the joint posterior:
+
+    min_{w in A}  E_{theta ~ p_joint} || grad L_0(theta) - sum_k w_k grad L_k(theta) ||^2,   A = {w >= 0, sum_k w_k = K}
+
+Samples come from Langevin dynamics on the joint loss, theta <- theta - e grad L_joint + sqrt(2 e T) noise. Everything
+is computed on training batches; ARML needs no held-out set. With one auxiliary task A is a single point, and the
+weights are equal weights.
+
+Reference: Shi, Zhang, Li, Zhao, Feng, 2020, Auxiliary Task Reweighting for Minimum-data Learning, equations A9 and A11.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from auxjax._internal.precision import accumulation_dtype
+from auxjax._internal.tracing import is_traced
+from auxjax.formulas.langevin import langevin_step
+from auxjax.formulas.score_matching import score_matching_value_and_gradient
+from auxjax.formulas.simplex import project_simplex, shift_and_clamp
+from auxjax.methods.shared import base
+
+_FAST, _SLOW = 0.9, 0.98  # decays of the two running means whose distance tells whether the weights still move
+
+
+class ArmlState(NamedTuple):
+    """State of ARML.
+
+    Attributes:
+      weights: `[K]`, weights of the auxiliary tasks in order of their names; the primary task's weight is 1.
+      opt_state: state of the optimiser of the weights.
+      fast: `[K]`, running mean of the weights over about 10 updates.
+      slow: `[K]`, running mean over about 50 updates; the weights kept when sampling ends.
+      sampling: bool scalar, True while Langevin noise is on; always False in the merged form.
+      updates: int32 scalar, updates of the weights done.
+    """
+
+    weights: jax.Array
+    opt_state: Any
+    fast: jax.Array
+    slow: jax.Array
+    sampling: jax.Array
+    updates: jax.Array
+
+
+def arml(
+    *,
+    form: str = "merged",
+    outer_optimizer: optax.GradientTransformation | None = None,
+    total: float | None = None,
+    projection: str = "simplex",
+    step_size: float | None = None,
+    temperature: float | None = None,
+    tolerance: float = 0.01,
+    min_updates: int = 100,
+    max_updates: int = 1000,
+    train_primary: bool = True,
+) -> base.Method:
+    """Auxiliary task reweighting by score matching.
+
+    Two forms (the paper's algorithms 1 and 2). "two_stage": Langevin sampling with the weights learned on the samples
+    until they have converged, then ordinary training from there with the weights fixed. "merged": no noise, params and
+    weights learned together throughout. "merged" is the default because sampling needs two numbers only the caller
+    knows: the step size, and the temperature, which for mean losses over n examples is 1/n.
+
+    The weights are taken to have converged when two running means of them, over about 10 and 50 updates, differ by at
+    most `tolerance * total / K` in every entry; the slower one is then kept, because single weights carry the sampling
+    noise.
+
+    Args:
+      form: "merged" or "two_stage".
+      outer_optimizer: optimiser of the weights; `optax.sgd(0.05)` by default, as in the authors' code. Plain gradient
+        steps are stable below 1/lambda_max of the Gram matrix of the task gradients; `optax.adam` is scale-free.
+      total: sum of the weights; the number of auxiliary tasks K by default.
+      projection: "simplex", the exact Euclidean projection, or "shift_and_clamp", the authors' code, whose result can
+        sum to more than `total`.
+      step_size: step of the Langevin dynamics (two-stage form only), at least 0.
+      temperature: temperature of the Langevin dynamics (two-stage form only), at least 0.
+      tolerance: see above; relative to the mean weight.
+      min_updates: updates of the weights before convergence is looked at.
+      max_updates: updates of the weights after which sampling ends in any case.
+      train_primary: False trains the params on the auxiliary losses alone, the primary labels driving the weights
+        only (the paper's domain generalisation, "Baseline + ARML").
+
+    Returns:
+      A `Method`. Its outer update costs one joint gradient and one forward-mode pass, whatever K is; gradients are
+      compared on `TaskModel.trunk` only. It uses the inner batch and ignores the outer one.
+
+    Raises:
+      ValueError: an impossible option; no auxiliary task (when the state is made).
+    """
+    _check_options(form, projection, total, step_size, temperature, tolerance, min_updates, max_updates)
+    options = _Options(
+        two_stage=form == "two_stage",
+        optimizer=optax.sgd(0.05) if outer_optimizer is None else outer_optimizer,
+        total=total,
+        project={"simplex": project_simplex, "shift_and_clamp": shift_and_clamp}[projection],
+        step_size=step_size,
+        temperature=temperature,
+        tolerance=tolerance,
+        min_updates=min_updates,
+        max_updates=max_updates,
+        train_primary=train_primary,
+    )
+
+    def weights(context, state, batch, key):
+        out = base.loss_shapes(context, state, batch, key)
+        return base.constant_weights(_weights_of(options, context, state.method, out), out)
+
+    return base.Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+
+
+class _Options(NamedTuple):
+    two_stage: bool
+    optimizer: optax.GradientTransformation
+    total: float | None
+    project: Callable
+    step_size: float | None
+    temperature: float | None
+    tolerance: float
+    min_updates: int
+    max_updates: int
+    train_primary: bool
+
+
+def _init(options, context, state, batch, key):
+    out = base.loss_shapes(context, state, batch, key)
+    names = base.auxiliary_or_raise("arml", context, out)
+    dtype = accumulation_dtype(out.values[context.model.primary])
+    weights = jnp.full((len(names),), _total(options, len(names)) / len(names), dtype)
+    opt_state = options.optimizer.init(weights)
+    return ArmlState(weights, opt_state, weights, weights, jnp.array(options.two_stage), jnp.zeros((), jnp.int32))
+
+
+def _total(options, count: int):
+    return float(count) if options.total is None else options.total
+
+
+def _weights_of(options, context, method_state, out):
+    names = base.auxiliary_tasks(out, context.model.primary)
+    weights = {name: method_state.weights[index] for index, name in enumerate(names)}
+    return {context.model.primary: 1.0, **weights} if options.train_primary else weights
+
+
+def _inner(options, context, state, batch, key):
+    key_loss, key_noise = jax.random.split(key)
+    grads, out, weights = base.weighted_gradient(
+        context, state, batch, key_loss, lambda out: _weights_of(options, context, state.method, out)
+    )
+    trained = base.descend(context, state, grads, out.state)
+    if options.two_stage:
+        # The same gradient serves both stages, so choosing between two updates costs nothing. The optimiser's state
+        # stays as it was while sampling: the second stage starts it afresh.
+        noise = {"key": key_noise, "step_size": options.step_size, "temperature": options.temperature}
+        sampled = state._replace(params=langevin_step(state.params, context.reduce(grads), **noise))
+        params, opt_state = _choose(
+            state.method.sampling, (sampled.params, state.opt_state), (trained.params, trained.opt_state)
+        )
+        trained = trained._replace(params=params, opt_state=opt_state)
+    return trained, base.loss_metrics(out, weights)
+
+
+def _outer(options, context, state, inner_batch, outer_batch, key):
+    del outer_batch  # ARML has no held-out set
+    previous = state.method
+    losses, trunk = base.loss_vector(context, state, inner_batch, key), base.trunk_of(context, state.params)
+    divergence, gradient, *_ = score_matching_value_and_gradient(
+        losses, state.params, previous.weights, trunk=trunk, reduce=context.reduce
+    )
+    updates, opt_state = options.optimizer.update(gradient, previous.opt_state, previous.weights)
+    moved = optax.apply_updates(previous.weights, updates)
+    weights = options.project(moved, _total(options, moved.shape[0]))
+    new = previous._replace(
+        weights=weights,
+        opt_state=opt_state,
+        fast=_FAST * previous.fast + (1 - _FAST) * weights,
+        slow=_SLOW * previous.slow + (1 - _SLOW) * weights,
+        updates=previous.updates + jnp.int32(1),
+    )
+    if options.two_stage:
+        # Once sampling has ended nothing moves any more.
+        new = _choose(previous.sampling, _end_sampling(options, new), previous)
+    # A batch without a primary label has no primary gradient to match: the weights would make the others cancel out.
+    new = _choose(base.labelled_in_batch(context, state, inner_batch, key)[0], new, previous)
+    metrics = {"score_divergence": divergence, "sampling": new.sampling.astype(jnp.float32)}
+    return state._replace(method=new), metrics
+
+
+def _end_sampling(options, new):
+    """The state with its weights fixed, if they have converged; as it is otherwise."""
+    scale = _total(options, new.weights.shape[0]) / new.weights.shape[0]
+    calm = jnp.max(jnp.abs(new.fast - new.slow)) <= options.tolerance * scale
+    done = ((new.updates >= options.min_updates) & calm) | (new.updates >= options.max_updates)
+    return _choose(done, new._replace(weights=new.slow.copy(), sampling=jnp.array(False)), new)
+
+
+def _choose(flag, a, b):
+    return jax.tree.map(lambda x, y: jnp.where(flag, x, y), a, b)
+
+
+def _check_options(form, projection, total, step_size, temperature, tolerance, min_updates, max_updates):
+    if form not in ("merged", "two_stage"):
+        raise ValueError(f"arml(form={form!r}): wanted 'merged' or 'two_stage'.")
+    if projection not in ("simplex", "shift_and_clamp"):
+        raise ValueError(f"arml(projection={projection!r}): wanted 'simplex' or 'shift_and_clamp'.")
+    if total is not None and not is_traced(total) and not total > 0:
+        raise ValueError(f"arml(total={total}): wanted a number > 0, or None for the number of auxiliary tasks.")
+    given = [value for value in (step_size, temperature) if value is not None]
+    known = [value for value in given if not is_traced(value)]  # a sweep under vmap checks nothing
+    if form == "two_stage" and (len(given) < 2 or any(value < 0 for value in known)):
+        raise ValueError(
+            f"arml(form='two_stage', step_size={step_size}, temperature={temperature}): Langevin sampling needs both, "
+            "each >= 0. For mean losses over n examples, temperature=1/n samples the posterior."
+        )
+    if form == "merged" and (step_size is not None or temperature is not None):
+        raise ValueError("arml(form='merged') adds no noise: leave out step_size and temperature, or use 'two_stage'.")
+    if not (is_traced(tolerance) or tolerance > 0) or not 0 < min_updates <= max_updates:
+        raise ValueError(
+            f"arml(tolerance={tolerance}, min_updates={min_updates}, max_updates={max_updates}): wanted "
+            "tolerance > 0 and 0 < min_updates <= max_updates."
+        )

@@ -1,0 +1,206 @@
+"""AuxiLearn: a learned function of the losses is the inner loss.
+
+    inner   min_theta  g_phi(L_0, ..., L_K)
+    outer   min_phi    L_dev(theta*(phi))
+
+    linear           sum_k phi_k L_k                                    phi >= 0, 1 at the start
+    monotone         L_0 + mean_i MLP(l_i0, ..., l_iK)                  non-negative weights, softplus between
+    deep_linear      L_0 + mean_i W_n ... W_1 l_i                       non-negative weights
+    convolutional    L_0 + mean_i CNN(maps of losses of example i)      for losses per pixel, `TaskLosses.maps`
+
+The non-linear forms can make the weight of one task depend on another task's loss at the same example. Generated tasks,
+the paper's other use of the same hypergradient, are not here.
+
+Reference: Navon, Achituve, Maron, Chechik, Fetaya, 2021, Auxiliary Learning by Implicit Differentiation, ICLR.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from auxjax._internal.precision import accumulation_dtype
+from auxjax._internal.tracing import is_traced
+from auxjax.formulas.loss_combiners import CONSTRAINTS, Combiner, convolutional_combiner, dense_combiner
+from auxjax.formulas.losses import masked_mean, weighted_loss
+from auxjax.hypergrad import BilevelProblem
+from auxjax.methods.shared import base, outer_level
+
+_FORMS = ("linear", "monotone", "deep_linear", "convolutional")
+
+
+def auxilearn(
+    *,
+    form: str = "linear",
+    hidden: Sequence[int] = (3,),
+    channels: Sequence[int] = (8, 16, 32),
+    upper: float | None = None,
+    constraint: str = "clamp",
+    outer_optimizer: optax.GradientTransformation | None = None,
+    hypergradient=None,
+    warm_start: bool = False,
+) -> base.Method:
+    """A learned combination of losses.
+
+    Args:
+      form: see above.
+      hidden: sizes of the hidden layers of "monotone" and "deep_linear".
+      channels: of the convolutions of "convolutional".
+      upper: weights of the three deep forms start uniformly between 0 and this: 1, and 0.1 for "convolutional", as in
+        the authors' code, when it is `None`.
+      constraint: "clamp" sets negative weights to 0 after every outer update, as the authors' code does; "softplus"
+        parametrises them, so that none can get stuck at 0.
+      outer_optimizer: optimiser of phi; `optax.adam(1e-2)` by default.
+      hypergradient: an estimator such as `implicit(neumann(3))`, the default: the paper's four terms, with a fitted
+        step size and its factor, which the authors' code leaves out; or an estimator with state.
+      warm_start: start each linear solve from the last solution.
+
+    Returns:
+      A `Method`. Inner update: one gradient. Outer update: as `jtds`. All forms but "linear" need every task to have
+      its loss for every example of the batch; a missing label counts as a loss of 0. The weight it reports for example
+      i and task k is `n_k d g / d l_ik`.
+
+    Raises:
+      ValueError: an impossible option; losses that do not fit the form (when the state is made).
+    """
+    if form not in _FORMS:
+        raise ValueError(f"auxilearn(form={form!r}): wanted one of {', '.join(_FORMS)}.")
+    if constraint not in CONSTRAINTS:
+        raise ValueError(f"auxilearn(constraint={constraint!r}): wanted one of {', '.join(CONSTRAINTS)}.")
+    sizes = channels if form == "convolutional" else hidden
+    if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+        raise ValueError(f"auxilearn(hidden={hidden}, channels={channels}): wanted one or more whole numbers >= 1.")
+    if upper is not None and not is_traced(upper) and not upper > 0:
+        raise ValueError(f"auxilearn(upper={upper}): wanted a number > 0.")
+    level = outer_level.make_outer_level("auxilearn", outer_optimizer, hypergradient, warm_start)
+    options = _Options(level, _combiner(form, hidden, channels, upper, constraint), constraint)
+
+    def weights(context, state, batch, key):
+        out = base.evaluate(context.model, state.params, state.model_state, batch, key)
+        return _weights_of(options, context, state.method.meta, out)
+
+    return base.Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+
+
+class _Options(NamedTuple):
+    level: outer_level.OuterLevel
+    combiner: Combiner | None  # None for the linear form
+    constraint: str
+
+
+def _combiner(form, hidden, channels, upper, constraint) -> Combiner | None:
+    if form == "linear":
+        return None
+    if form == "convolutional":
+        return convolutional_combiner(channels, upper=0.1 if upper is None else upper, constraint=constraint)
+    shape = (
+        {"activation": jax.nn.softplus, "bias": True} if form == "monotone" else {"activation": _same, "bias": False}
+    )
+    return dense_combiner(hidden, upper=1.0 if upper is None else upper, constraint=constraint, **shape)
+
+
+def _same(values):
+    return values
+
+
+def _names(context, out) -> list[str]:
+    return [context.model.primary, *base.auxiliary_tasks(out, context.model.primary)]
+
+
+def _init(options, context, state, batch, key):
+    out = base.loss_shapes(context, state, batch, key)
+    base.auxiliary_or_raise("auxilearn", context, out)
+    dtype = accumulation_dtype(out.values)
+    names = _names(context, out)
+    if options.combiner is None:
+        start = jnp.log(jnp.expm1(jnp.ones((), dtype))) if options.constraint == "softplus" else jnp.ones((), dtype)
+        meta = {name: jnp.full((), start, dtype) for name in names}
+    else:
+        _check_losses(options.combiner, out, names)
+        meta = options.combiner.init(key, len(names), dtype)
+    problem = _problem(options, context, state.model_state, key)
+    return outer_level.init_outer(options.level, problem, state.params, meta, batch, key)
+
+
+def _check_losses(combiner, out, names) -> None:
+    sizes = {name: out.values[name].shape[0] for name in names}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"auxilearn combines the losses of one example, and the tasks have {sizes} examples. Use form='linear', or "
+            "compute every task's loss for every example and mask the missing ones."
+        )
+    if not combiner.spatial:
+        return
+    shapes = {name: getattr((out.maps or {}).get(name), "shape", ()) for name in names}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 3 for shape in shapes.values()):
+        raise ValueError(
+            f"auxilearn(form='convolutional') wants TaskLosses.maps, one [n, height, width] per task, and got {shapes}."
+        )
+
+
+def _combined(options, context, meta, values, maps, masks):
+    """g(losses), a scalar."""
+    if options.combiner is None:
+        positive = jax.nn.softplus if options.constraint == "softplus" else _same
+        return weighted_loss(values, {name: positive(weight) for name, weight in meta.items()}, masks=masks)
+    primary = context.model.primary
+    names = [primary, *sorted(name for name in values if name != primary)]
+    source = maps if options.combiner.spatial else values
+    dtype = accumulation_dtype(source)
+    columns = []
+    for name in names:
+        column, mask = source[name].astype(dtype), (masks or {}).get(name)
+        if mask is not None:
+            column = jnp.where(mask.reshape(-1, *[1] * (column.ndim - 1)), column, jnp.zeros_like(column))
+        columns.append(column)
+    combined = options.combiner.apply(meta, jnp.stack(columns, axis=-1))
+    return masked_mean(values[primary], (masks or {}).get(primary)) + jnp.mean(combined)
+
+
+def _weights_of(options, context, meta, out):
+    """`{task: [n_task]}`, the derivative of the combination in every example's loss, times the labelled examples."""
+    source = jax.lax.stop_gradient((out.values, out.maps))
+    by_value, by_map = jax.grad(lambda losses: _combined(options, context, meta, *losses, out.masks))(source)
+    weights = {}
+    for task, slope in by_value.items():
+        if options.combiner is not None and options.combiner.spatial:
+            slope = slope + jnp.sum(by_map[task], axis=(1, 2)).astype(slope.dtype)
+        mask = base.mask_of(out, task)
+        labelled = slope.shape[0] if mask is None else jnp.maximum(jnp.sum(mask, dtype=slope.dtype), 1.0)
+        weights[task] = slope * labelled
+    return weights
+
+
+def _problem(options, context, model_state, key) -> BilevelProblem:
+    def inner(params, meta, batch):
+        out = base.evaluate(context.model, params, model_state, batch, key)
+        return _combined(options, context, meta, out.values, out.maps, out.masks)
+
+    outer = outer_level.primary_loss(context, model_state, key)
+    return BilevelProblem(inner=inner, outer=outer, reduce=outer_level.reduction(context))
+
+
+def _inner(options, context, state, batch, key):
+    def loss(params):
+        out = base.evaluate(context.model, params, state.model_state, batch, key)
+        return _combined(options, context, state.method.meta, out.values, out.maps, out.masks), out
+
+    grads, out = jax.grad(loss, has_aux=True)(state.params)
+    weights = _weights_of(options, context, state.method.meta, out)
+    return base.descend(context, state, grads, out.state), base.loss_metrics(out, weights)
+
+
+def _outer(options, context, state, inner_batch, outer_batch, key):
+    problem = _problem(options, context, state.model_state, key)
+    point = (problem, state.params, state.method, inner_batch, outer_batch, key)
+    if options.combiner is not None:
+        project = options.combiner.project
+    elif options.constraint == "clamp":
+        project = partial(jax.tree.map, lambda weight: jnp.maximum(weight, 0.0))
+    else:
+        project = _same
+    new, metrics = outer_level.update_outer(options.level, *point, project=project)
+    return state._replace(method=new), metrics

@@ -1,0 +1,153 @@
+"""AuxiNash: task weights from Nash bargaining, with bargaining powers learned for the primary task's sake.
+
+    inner   theta <- theta - lr sum_k a_k g_k,    G a = p / a,   G_jk = <g_j, g_k> on the trunk
+    outer   min_p L_0(theta*(p); other batch),    p on the simplex
+
+The weights a are held fixed when the inner update is differentiated in the params, and the chain rule takes the
+hypergradient from a to p. The trunk's update has length lr whatever the gradients are, so the learning rate has to
+fall.
+
+Reference: Shamsian, Navon, Glazer, Kawaguchi, Chechik, Fetaya, 2023, Auxiliary Learning as an Asymmetric Bargaining
+Game, ICML.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from auxjax._internal.precision import accumulation_dtype
+from auxjax._internal.tracing import is_traced
+from auxjax.formulas.bargaining import bargaining_weights
+from auxjax.formulas.losses import weighted_loss
+from auxjax.formulas.simplex import project_simplex
+from auxjax.formulas.task_gradients import gram_matrix, task_gradients
+from auxjax.hypergrad import BilevelProblem
+from auxjax.methods.shared import base, outer_level
+
+
+class AuxinashState(NamedTuple):
+    """State of AuxiNash.
+
+    Attributes:
+      outer: `OuterState` whose meta are the powers p, `[1 + K]`, the primary task's first, then in order of the names.
+      weights: `[1 + K]`, a, of the last time they were computed.
+    """
+
+    outer: Any
+    weights: jax.Array
+
+
+def auxinash(
+    *,
+    outer_optimizer: optax.GradientTransformation | None = None,
+    hypergradient=None,
+    refresh: str = "inner",
+    smallest: float = 1e-3,
+    chunk: int = 8,
+    warm_start: bool = False,
+) -> base.Method:
+    """Bargaining weights with learned powers.
+
+    Args:
+      outer_optimizer: optimiser of the powers; `optax.sgd(5e-3, momentum=0.9)` by default, the paper's.
+      hypergradient: an estimator such as `implicit(neumann(3))`, the default, or one with state.
+      refresh: compute the Gram matrix and the weights at every "inner" update, or at "outer" updates only, in between
+        which they stay.
+      smallest: lower bound on the powers; a task without power would have no weight for ever.
+      chunk: gradients that are in memory at a time.
+      warm_start: start each linear solve from the last solution.
+
+    Returns:
+      A `Method`. Inner update: a joint gradient and, with `refresh="inner"`, the Gram matrix, 1 + K reverse and as many
+      forward-mode passes. Outer update: the Gram matrix, and what the hypergradient costs. The paper takes another
+      training batch for the outer loss and not held-out data; pass it as `outer_batch`. A task without a label in the
+      batch of an outer update keeps its weight.
+
+    Raises:
+      ValueError: an impossible option; no auxiliary task (when the state is made).
+    """
+    if refresh not in ("inner", "outer"):
+        raise ValueError(f"auxinash(refresh={refresh!r}): wanted 'inner' or 'outer'.")
+    if not is_traced(smallest) and not 0 < smallest < 1:
+        raise ValueError(f"auxinash(smallest={smallest}): wanted a number between 0 and 1.")
+    optimizer = optax.sgd(5e-3, momentum=0.9) if outer_optimizer is None else outer_optimizer
+    level = outer_level.make_outer_level("auxinash", optimizer, hypergradient, warm_start)
+    options = _Options(level, refresh == "inner", smallest, chunk)
+
+    def weights(context, state, batch, key):
+        out = base.loss_shapes(context, state, batch, key)
+        return base.constant_weights(_named(context, state.method.weights, out), out)
+
+    return base.Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+
+
+class _Options(NamedTuple):
+    level: outer_level.OuterLevel
+    always: bool
+    smallest: float
+    chunk: int
+
+
+def _named(context, values, out) -> dict[str, jax.Array]:
+    names = [context.model.primary, *base.auxiliary_tasks(out, context.model.primary)]
+    return dict(zip(names, values, strict=True))
+
+
+def _gram(options, context, state, batch, key):
+    losses, trunk = base.loss_vector(context, state, batch, key), base.trunk_of(context, state.params)
+    tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="auxinash")
+    return gram_matrix(tasks, chunk=options.chunk)
+
+
+def _problem(context, model_state, gram, key) -> BilevelProblem:
+    def inner(params, powers, batch):
+        out = base.evaluate(context.model, params, model_state, batch, key)
+        return weighted_loss(out.values, _named(context, bargaining_weights(gram, powers), out), masks=out.masks)
+
+    outer = outer_level.primary_loss(context, model_state, key)
+    return BilevelProblem(inner=inner, outer=outer, reduce=outer_level.reduction(context))
+
+
+def _init(options, context, state, batch, key):
+    out = base.loss_shapes(context, state, batch, key)
+    count = 1 + len(base.auxiliary_or_raise("auxinash", context, out))
+    if not is_traced(options.smallest) and count * options.smallest >= 1:
+        raise ValueError(f"auxinash(smallest={options.smallest}): {count} tasks cannot all have that and sum to 1.")
+    powers = jnp.full((count,), 1.0 / count, accumulation_dtype(out.values))
+    gram = _gram(options, context, state, batch, key).astype(powers.dtype)
+    problem = _problem(context, state.model_state, gram, key)
+    outer = outer_level.init_outer(options.level, problem, state.params, powers, batch, key)
+    seen, weights = base.labelled_in_batch(context, state, batch, key), bargaining_weights(gram, powers)
+    usual = jnp.sum(weights) / jnp.maximum(jnp.sum(seen, dtype=weights.dtype), 1.0)
+    return AuxinashState(outer, jnp.where(seen, weights, usual))
+
+
+def _inner(options, context, state, batch, key):
+    method = state.method
+    if options.always:
+        gram = _gram(options, context, state, batch, key).astype(method.weights.dtype)
+        method = method._replace(weights=bargaining_weights(gram, method.outer.meta))
+    new, metrics = base.weighted_update(context, state, batch, key, lambda out: _named(context, method.weights, out))
+    return new._replace(method=method), metrics
+
+
+def _outer(options, context, state, inner_batch, outer_batch, key):
+    previous = state.method
+    gram = _gram(options, context, state, inner_batch, key).astype(previous.weights.dtype)
+    problem = _problem(context, state.model_state, gram, key)
+
+    def project(powers):
+        free = 1.0 - len(powers) * options.smallest
+        return options.smallest + project_simplex(powers - options.smallest, free)
+
+    point = (problem, state.params, previous.outer, inner_batch, outer_batch, key)
+    outer, metrics = outer_level.update_outer(options.level, *point, project=project)
+    out = base.loss_shapes(context, state, inner_batch, key)
+    metrics |= {f"power/{task}": power for task, power in _named(context, outer.meta, out).items()}
+    # Used until the next outer update, so not those of a task that this batch has no label of, which are 0.
+    seen = base.labelled_in_batch(context, state, inner_batch, key)
+    weights = jnp.where(seen, bargaining_weights(gram, outer.meta), previous.weights)
+    return state._replace(method=AuxinashState(outer, weights)), metrics

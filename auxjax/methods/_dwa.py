@@ -1,0 +1,105 @@
+"""Dynamic weight average: weights from how fast each task's loss falls.
+
+    w_k = (1 + K) softmax_k(r_k / T),      r_k = L_k(t - 1) / L_k(t - 2)
+
+with L_k(t) the mean loss over window t, an epoch in the paper. A task whose loss falls slowly gets more weight.
+
+Reference: Liu, Johns, Davison, 2019, End-to-End Multi-Task Learning with Attention, equation 7.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from auxjax._internal.precision import accumulation_dtype
+from auxjax._internal.tracing import is_traced
+from auxjax.methods.shared import base
+
+
+class DwaState(NamedTuple):
+    """State of DWA, the tasks in the order of their names.
+
+    Attributes:
+      sums: `[K + 1]`, sums of the batch losses in the window under way.
+      counts: `[K + 1]`, batches with labels in it.
+      last: `[K + 1]`, mean losses of the last full window; 0 before there is one.
+      ratios: `[K + 1]`, r_k; 1 in the first two windows.
+      updates: int32 scalar, updates done.
+    """
+
+    sums: jax.Array
+    counts: jax.Array
+    last: jax.Array
+    ratios: jax.Array
+    updates: jax.Array
+
+
+def dwa(*, window: int = 100, temperature: float = 2.0) -> base.Method:
+    """Weights from the rate at which the losses fall.
+
+    Args:
+      window: updates over which a loss is averaged; the paper's is an epoch.
+      temperature: T; large values give equal weights.
+
+    Returns:
+      A `Method` without an outer level. Cost: one gradient of the joint loss. All weights are 1 in the first two
+      windows, and a task whose last means are not both positive (unlabelled so far, or a loss that goes negative)
+      has the ratio 1. A window without a label of a task leaves its ratio as it is.
+
+    Raises:
+      ValueError: an impossible option; no auxiliary task (when the state is made).
+    """
+    if not isinstance(window, int) or window < 1 or not (is_traced(temperature) or temperature > 0):
+        raise ValueError(
+            f"dwa(window={window}, temperature={temperature}): wanted a whole number >= 1 and a number > 0."
+        )
+
+    def weights(context, state, batch, key):
+        out = base.loss_shapes(context, state, batch, key)
+        return base.constant_weights(_weights_of(temperature, sorted(out.values), state.method), out)
+
+    return base.Method(_init, partial(_inner, window, temperature), weights=weights)
+
+
+def _init(context, state, batch, key):
+    out = base.loss_shapes(context, state, batch, key)
+    base.auxiliary_or_raise("dwa", context, out)
+
+    zeros = jnp.zeros(len(out.values), accumulation_dtype(*out.values.values()))
+    return DwaState(zeros, zeros, zeros, jnp.ones_like(zeros), jnp.zeros((), jnp.int32))
+
+
+def _weights_of(temperature, tasks, method_state):
+    return base.by_task(tasks, len(tasks) * jax.nn.softmax(method_state.ratios / temperature))
+
+
+def _inner(window, temperature, context, state, batch, key):
+    tasks = sorted(base.loss_shapes(context, state, batch, key).values)
+    weights = _weights_of(temperature, tasks, state.method)
+    grads, out, _ = base.weighted_gradient(context, state, batch, key, lambda out: weights)
+    method = _observe(window, context, state.method, out)
+    metrics = base.loss_metrics(out, weights)
+    return base.descend(context, state, grads, out.state)._replace(method=method), metrics
+
+
+def _observe(window, context, previous, out) -> DwaState:
+    """The state after a batch; the window may have ended with it."""
+    tasks = sorted(out.values)
+    updates = previous.updates + jnp.int32(1)
+    full = updates % window == 0
+    seen = base.labelled(context, out, tasks)
+    means = context.reduce(base.mean_losses(out, tasks)).astype(previous.sums.dtype)
+    total = previous.sums + jnp.where(seen, means, jnp.zeros_like(means))
+    count = previous.counts + seen.astype(total.dtype)
+    mean = total / jnp.maximum(count, 1.0)
+    usable = (previous.last > 0) & (mean > 0)
+    ratio = jnp.where(usable, mean / jnp.where(usable, previous.last, jnp.ones_like(mean)), jnp.ones_like(mean))
+    return DwaState(
+        sums=jnp.where(full, jnp.zeros_like(total), total),
+        counts=jnp.where(full, jnp.zeros_like(count), count),
+        last=jnp.where(full & (count > 0), mean, previous.last),
+        ratios=jnp.where(full & (count > 0), ratio, previous.ratios),
+        updates=updates,
+    )

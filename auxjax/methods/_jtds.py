@@ -1,0 +1,222 @@
+"""JTDS: a scheduler that weighs every example of every task by its task, its features and its loss.
+
+    w_ik = s(alpha_k) * s(P_k . c_i) * sigmoid(a_k z_ik + b_k)
+
+alpha_k says how much task k is worth, the prototype P_k which features c_i (the trunk's output) it learns from, and the
+loss filter a_k, b_k which losses z_ik are believed: under label noise it learns to fall. The primary task is weighed,
+too. That is O(d K) numbers instead of one per example and task. Two levels:
+
+    inner   theta <- theta - lr * sum_k mean_i w_ik grad l_ik(theta)       weights held fixed
+    outer   min_phi L_dev(theta*(phi)),   phi = {alpha, P, a, b},          by implicit differentiation
+
+Reference: Chen, Wang, Guan, Liu, Zhu, 2022, Auxiliary Learning with Joint Task and Data Scheduling, ICML.
+The free table of weights, one per example and task, that the paper compares with is `n_jtds`.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from auxjax._internal.precision import accumulation_dtype
+from auxjax.formulas.losses import masked_mean, weighted_loss
+from auxjax.hypergrad import BilevelProblem
+from auxjax.methods.shared import base, outer_level
+
+
+class TaskSchedule(NamedTuple):
+    """The scheduler's parameters for one task.
+
+    Attributes:
+      importance: scalar, alpha_k.
+      prototype: `[d]`, P_k, compared with the trunk's features.
+      slope: scalar, a_k of the loss filter; negative means that high losses are distrusted.
+      offset: scalar, b_k of the loss filter.
+    """
+
+    importance: jax.Array
+    prototype: jax.Array
+    slope: jax.Array
+    offset: jax.Array
+
+
+def jtds(
+    *,
+    outer_optimizer: optax.GradientTransformation | None = None,
+    hypergradient=None,
+    activation: str = "sigmoid",
+    standardise: bool = True,
+    schedule_primary: bool = True,
+    jacobian: str = "held_fixed",
+    warm_start: bool = False,
+) -> base.Method:
+    """Joint task and data scheduling.
+
+    Args:
+      outer_optimizer: optimiser of the scheduler; `optax.adam(1e-2)` by default. The authors' code uses SGD with
+        momentum on a hypergradient that lacks the Neumann series' leading step size and is clipped at norm 10; ours has
+        its true scale, which calls for an optimiser that does not depend on it.
+      hypergradient: an estimator such as `implicit(neumann(3))`, the default: the paper's four terms, but with a step
+        size fitted to the curvature. (The authors' step of 1e-4 leaves the Hessian without effect.) Or an estimator
+        with state, such as `amortise(...)` or `single_loop()`, whose state becomes part of the training state.
+      activation: s for the task and feature factors: "sigmoid" (the paper; weights below 1) or "softplus" (the
+        authors' code; unbounded above).
+      standardise: give the loss filter losses with mean 0 and variance 1 over the labelled examples of the batch.
+        Without it the filter has to follow the scale of the losses as training goes on and can end with the wrong sign.
+      schedule_primary: weigh the primary task's examples, too; False gives them all weight 1.
+      jacobian: "held_fixed" differentiates the inner update as the paper does, the weights constants in it.
+        "exact" also counts how the weights change with the params through losses and features: the field is then no
+        gradient, and the system is solved with its transpose. Inside `pmap` every replica then takes the whole batch,
+        for the means of the standardisation must not be differentiated there.
+      warm_start: start each linear solve from the last solution; costs the memory of one copy of the params.
+
+    Returns:
+      A `Method`. Inner update: one gradient. Outer update: one gradient of the dev loss, the solver's matrix-vector
+      products, and one forward-mode pass of the per-example losses for all weights at once. The dev loss is the mean
+      primary loss on the outer batch. The model must return `features`.
+
+    Raises:
+      ValueError: an unknown option; a model without features (when the state is made).
+    """
+    if activation not in ("sigmoid", "softplus"):
+        raise ValueError(f"jtds(activation={activation!r}): wanted 'sigmoid' or 'softplus'.")
+    if jacobian not in ("held_fixed", "exact"):
+        raise ValueError(f"jtds(jacobian={jacobian!r}): wanted 'held_fixed' or 'exact'.")
+    options = _Options(
+        level=outer_level.make_outer_level("jtds", outer_optimizer, hypergradient, warm_start),
+        squash={"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}[activation],
+        standardise=standardise,
+        schedule_primary=schedule_primary,
+        exact=jacobian == "exact",
+    )
+
+    def inner(context, state, batch, key):
+        schedule = state.method.meta
+        return base.weighted_update(
+            context, state, batch, key, lambda out: _weights_of(options, context, schedule, out)
+        )
+
+    def weights(context, state, batch, key):
+        out = base.evaluate(context.model, state.params, state.model_state, batch, key)
+        return base.constant_weights(_weights_of(options, context, state.method.meta, out), out)
+
+    through_means = options.exact and standardise
+    return base.Method(partial(_init, options), inner, partial(_outer, options), weights, whole_batch=through_means)
+
+
+class _Options(NamedTuple):
+    level: outer_level.OuterLevel
+    squash: Callable
+    standardise: bool
+    schedule_primary: bool
+    exact: bool
+
+
+def _init(options, context, state, batch, key):
+    out = base.loss_shapes(context, state, batch, key)
+    tasks = sorted(out.values) if options.schedule_primary else base.auxiliary_tasks(out, context.model.primary)
+    if not tasks:
+        raise ValueError("jtds(schedule_primary=False) has nothing to schedule: the model has no auxiliary task.")
+    schedule = {
+        task: _init_schedule(jax.random.fold_in(key, index), base.features_of("jtds", out, task))
+        for index, task in enumerate(tasks)
+    }
+    problem = _problem(options, context, state.model_state, key)
+    return outer_level.init_outer(options.level, problem, state.params, schedule, batch, key)
+
+
+def _weights_of(options, context, schedule, out):
+    """`{task: [n_task]}`. Tasks of one shape and dtype are weighed together, as a matrix and not one by one."""
+    shared = not isinstance(out.features, Mapping)
+    alike = {}
+    for task in schedule:
+        losses, features = out.values[task], base.features_of("jtds", out, task)
+        key = (losses.shape, losses.dtype, features.shape, features.dtype, base.mask_of(out, task) is None)
+        alike.setdefault(key, []).append(task)
+    weights = {} if options.schedule_primary else {context.model.primary: 1.0}
+    for tasks in alike.values():
+        parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(schedule[task] for task in tasks))
+        losses = jnp.stack([out.values[task] for task in tasks])
+        features = out.features if shared else jnp.stack([base.features_of("jtds", out, task) for task in tasks])
+        masks = [base.mask_of(out, task) for task in tasks]
+        masks = None if masks[0] is None else jnp.stack(masks)
+        weigh = partial(_weigh, options, context.reduce)
+        weigh = jax.vmap(weigh, in_axes=(0, 0, None if shared else 0, None if masks is None else 0))
+        weights |= base.by_task(tasks, weigh(parts, losses, features, masks))
+    return weights
+
+
+def _weigh(options, reduce, part, losses, features, mask):
+    """One task's weights, `[n]`."""
+    losses, features = losses.astype(part.importance.dtype), features.astype(part.importance.dtype)
+    if mask is not None:  # what is not labelled may be NaN, and 0 times NaN is NaN in the scheduler's gradient
+        losses = jnp.where(mask, losses, jnp.zeros_like(losses))
+        features = jnp.where(mask[:, None], features, jnp.zeros_like(features))
+    filtered = standardised(losses, mask, reduce) if options.standardise else losses
+    believed = jax.nn.sigmoid(part.slope * filtered + part.offset)
+    return options.squash(part.importance) * options.squash(features @ part.prototype) * believed
+
+
+def _problem(options, context, model_state, key) -> BilevelProblem:
+    """JTDS as a bilevel problem in the params and the schedule."""
+    model = context.model
+
+    def evaluate(params, batch):
+        return base.evaluate(model, params, model_state, batch, key)
+
+    def inner_loss(params, schedule, batch):
+        out = evaluate(params, batch)
+        weights = _weights_of(options, context, schedule, jax.lax.stop_gradient(out))
+        return weighted_loss(out.values, weights, masks=out.masks)
+
+    def update_field(params, schedule, batch):
+        weights = _weights_of(options, context, schedule, evaluate(params, batch))
+
+        def loss(variables):
+            out = evaluate(variables, batch)
+            return weighted_loss(out.values, weights, masks=out.masks)
+
+        return jax.grad(loss)(params)
+
+    inner = {"update_field": update_field} if options.exact else {"inner": inner_loss}
+    outer = outer_level.primary_loss(context, model_state, key)
+    return BilevelProblem(**inner, outer=outer, reduce=outer_level.reduction(context))
+
+
+def _outer(options, context, state, inner_batch, outer_batch, key):
+    problem = _problem(options, context, state.model_state, key)
+    point = (problem, state.params, state.method, inner_batch, outer_batch, key)
+    new, metrics = outer_level.update_outer(options.level, *point)
+    metrics |= {f"slope/{task}": part.slope for task, part in new.meta.items()}
+    metrics |= {f"offset/{task}": part.offset for task, part in new.meta.items()}
+    return state._replace(method=new), metrics
+
+
+def standardised(losses: jax.Array, mask: jax.Array | None, reduce: Callable = base.no_reduction) -> jax.Array:
+    """Losses with mean 0 and variance 1 over the labelled examples; all 0 for one example or equal losses.
+
+    Args:
+      losses: `[n]`.
+      mask: bool `[n]` or `None`; unlabelled examples get 0.
+      reduce: mean over replicas that see a part of the batch each; not to be differentiated through.
+    """
+    labelled = jnp.ones(losses.shape, bool) if mask is None else mask
+    safe = jnp.where(labelled, losses, jnp.zeros((), losses.dtype))
+    centred = jnp.where(labelled, safe - reduce(masked_mean(safe, labelled)), jnp.zeros((), losses.dtype))
+    # First to a size of 1, held fixed: losses that are learnt by heart would be lost beside the 1e-12.
+    peak = reduce(jax.lax.stop_gradient(jnp.max(jnp.abs(centred))))
+    centred = centred / jnp.where(peak > 0, peak, jnp.ones_like(peak))
+    # Under the root: its derivative at 0 is finite, so equal losses do not make NaN in the exact Jacobian.
+    return centred * jax.lax.rsqrt(reduce(masked_mean(centred**2, labelled)) + 1e-12)
+
+
+def _init_schedule(key, features) -> TaskSchedule:
+    """The authors' initial values: alpha = 1, P ~ U(-0.05, 0.05), a ~ 0.05 U(0, 1), b = 0."""
+    dtype = accumulation_dtype(features)
+    key_prototype, key_slope = jax.random.split(key)
+    prototype = jax.random.uniform(key_prototype, (features.shape[1],), dtype, -0.05, 0.05)
+    slope = 0.05 * jax.random.uniform(key_slope, (), dtype)
+    return TaskSchedule(jnp.ones((), dtype), prototype, slope, jnp.zeros((), dtype))

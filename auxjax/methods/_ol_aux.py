@@ -1,0 +1,129 @@
+"""OL_AUX: auxiliary weights that make the primary loss fall fastest.
+
+One update with step eta on the joint loss lowers the primary loss by eta <g_0, g_0 + sum_k w_k g_k> in first order, so
+the gradient of that decrease in w_k is eta <g_0, g_k>:
+
+    w_k <- w_k + beta sum_{n = 1..N} <g_0, g_k>_n
+
+over the last N updates of the params. Nothing bounds the weights: they grow with the scale of the gradients, and a
+task that points the primary task's way gets ever more weight. ARML's gradient has one term more,
+-sum_j w_j <g_j, g_k>, which does bound it. The paper also divides losses by running means (its "adaptive loss
+balancing"), which is left to the model's losses here.
+
+Reference: Lin, Baweja, Kantor, Held, 2019, Adaptive Auxiliary Task Weighting for Reinforcement Learning, NeurIPS.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from auxjax._internal.precision import accumulation_dtype
+from auxjax._internal.tracing import is_traced
+from auxjax.formulas.task_gradients import task_gradients
+from auxjax.methods.shared import base
+
+
+class OlAuxState(NamedTuple):
+    """State of OL_AUX.
+
+    Attributes:
+      weights: `[K]`, weights of the auxiliary tasks in order of their names; the primary task's weight is 1.
+      opt_state: state of their optimiser.
+      products: `[K]`, sum of `<g_0, g_k>` since the last update of the weights; `[0]` in the one-step form.
+    """
+
+    weights: jax.Array
+    opt_state: Any
+    products: jax.Array
+
+
+def ol_aux(
+    *,
+    outer_optimizer: optax.GradientTransformation | None = None,
+    form: str = "n_step",
+    initial: float = 1.0,
+    clamp: bool = False,
+) -> base.Method:
+    """Online learning of auxiliary weights from products of gradients.
+
+    Args:
+      outer_optimizer: optimiser of the weights, given the gradient `-sum <g_0, g_k>`; `optax.sgd(0.05)` by default.
+        The update's step size eta is part of its learning rate.
+      form: "n_step" adds up the products at all inner updates since the last outer one, so that N is `inner_steps` of
+        `make_step`. "one_step" takes the products at the outer update alone, as ARML's code has its baseline.
+      initial: all weights at the start.
+      clamp: keep weights at or above 0, as ARML's code does; the paper does not.
+
+    Returns:
+      A `Method`. Beyond a joint gradient, the products cost one gradient of the primary loss and one forward-mode pass,
+      whatever K is: at every inner update ("n_step") or at outer ones ("one_step"). Gradients are compared on
+      `TaskModel.trunk`. It uses inner batches and ignores the outer one.
+
+    Raises:
+      ValueError: an impossible option; no auxiliary task (when the state is made).
+    """
+    if form not in ("n_step", "one_step"):
+        raise ValueError(f"ol_aux(form={form!r}): wanted 'n_step' or 'one_step'.")
+    if not is_traced(initial) and not -float("inf") < initial < float("inf"):
+        raise ValueError(f"ol_aux(initial={initial}): wanted a finite number.")
+    optimizer = optax.sgd(0.05) if outer_optimizer is None else outer_optimizer
+    options = _Options(optimizer, form == "n_step", initial, clamp)
+
+    def weights(context, state, batch, key):
+        out = base.loss_shapes(context, state, batch, key)
+        return base.constant_weights(_weights_of(context, state.method.weights, out), out)
+
+    return base.Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+
+
+class _Options(NamedTuple):
+    optimizer: optax.GradientTransformation
+    accumulate: bool
+    initial: float
+    clamp: bool
+
+
+def _init(options, context, state, batch, key):
+    out = base.loss_shapes(context, state, batch, key)
+    names = base.auxiliary_or_raise("ol_aux", context, out)
+    dtype = accumulation_dtype(out.values)
+    weights = jnp.full((len(names),), options.initial, dtype)
+    products = jnp.zeros((len(names) if options.accumulate else 0,), dtype)
+    return OlAuxState(weights, options.optimizer.init(weights), products)
+
+
+def _weights_of(context, weights, out):
+    names = base.auxiliary_tasks(out, context.model.primary)
+    return {context.model.primary: 1.0, **dict(zip(names, weights, strict=True))}
+
+
+def _products(context, state, batch, key):
+    """`[K]`, `<g_0, g_k>` on the trunk."""
+    losses, trunk = base.loss_vector(context, state, batch, key), base.trunk_of(context, state.params)
+    tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="ol_aux")
+    primary = tasks.combine(jnp.zeros_like(tasks.losses).at[0].set(1.0))
+    return tasks.products(primary)[1:].astype(state.method.weights.dtype)
+
+
+def _inner(options, context, state, batch, key):
+    weights = state.method.weights
+    new, metrics = base.weighted_update(context, state, batch, key, lambda out: _weights_of(context, weights, out))
+    if options.accumulate:
+        products = state.method.products + _products(context, state, batch, key)
+        new = new._replace(method=state.method._replace(products=products))
+    return new, metrics
+
+
+def _outer(options, context, state, inner_batch, outer_batch, key):
+    del outer_batch  # OL_AUX has no held-out set
+    previous = state.method
+    products = previous.products if options.accumulate else _products(context, state, inner_batch, key)
+    updates, opt_state = options.optimizer.update(-products, previous.opt_state, previous.weights)
+    weights = optax.apply_updates(previous.weights, updates)
+    weights = jnp.maximum(weights, 0.0) if options.clamp else weights
+    new = OlAuxState(weights, opt_state, jnp.zeros_like(previous.products))
+    names = base.auxiliary_tasks(base.loss_shapes(context, state, inner_batch, key), context.model.primary)
+    return state._replace(method=new), {f"gradient_product/{n}": p for n, p in zip(names, products, strict=True)}

@@ -1,0 +1,80 @@
+"""Random auxiliary labels: a control. What a method that generates labels gains over these, it has learned.
+
+    y~_i = one_hot(c_i psi + j_i),      j_i uniform on 0 .. psi - 1, drawn once for the whole run
+
+Splitting every primary class at random leaves the auxiliary head the primary task plus noise: a second, regularised
+classifier on the same features, which helps by itself.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from auxjax._internal.precision import accumulation_dtype
+from auxjax.formulas import soft_labels
+from auxjax.methods.shared import base, generation
+
+
+def random_labels(
+    *,
+    labels: Callable[[Any], jax.Array],
+    ids: Callable[[Any], jax.Array],
+    num_classes: int,
+    sub_classes: int = 5,
+    auxiliary_weight: float = 1.0,
+) -> base.Method:
+    """Trains on fixed random sub-classes.
+
+    Args:
+      labels: `batch -> int [n]`, the primary classes.
+      ids: `batch -> int [n]`, a number of its own for every example, so that it always gets the same label.
+      num_classes: C, primary classes.
+      sub_classes: psi.
+      auxiliary_weight: weight of the generated task.
+
+    Returns:
+      A `Method` without an outer level; its state is the key the labels are drawn with. Cost: one gradient.
+
+    Raises:
+      ValueError, TypeError: an impossible option; a model without an auxiliary head, or one of another width (when the
+        state is made).
+    """
+    generation.check_weight("random_labels", auxiliary_weight=auxiliary_weight)
+    for name, value in (("num_classes", num_classes), ("sub_classes", sub_classes)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"random_labels({name}={value!r}): wanted a whole number of at least 1.")
+    for name, value in (("labels", labels), ("ids", ids)):
+        if not callable(value):
+            raise TypeError(f"random_labels({name}=): wanted a function of the batch, got {type(value).__name__}.")
+
+    def labelling(key, batch, dtype):
+        known, numbers = generation.primary_labels("random_labels", labels, batch), ids(batch)
+        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(numbers, jnp.uint32))
+        chosen = jax.vmap(lambda one: jax.random.randint(one, (), 0, sub_classes))(keys)
+        block = jax.nn.one_hot(chosen, sub_classes, dtype=dtype)
+        return generation.Labelling(soft_labels.in_block(block, known, num_classes))
+
+    def init(context, state, batch, key):
+        generation.check_model("random_labels", context, state, batch, key, num_classes * sub_classes)
+        found = jnp.shape(ids(batch))
+        if found != jnp.shape(labels(batch)) or not jnp.issubdtype(jnp.result_type(ids(batch)), jnp.integer):
+            raise ValueError(
+                f"random_labels(ids=) returned {jnp.result_type(ids(batch))}{list(found)}; wanted one integer per "
+                f"example, [{jnp.shape(labels(batch))[0]}]."
+            )
+        return jax.random.clone(key)
+
+    def inner(context, state, batch, key):
+        dtype = accumulation_dtype(state.params)
+        return generation.descend_on(
+            context, state, batch, key, labelling(state.method, batch, dtype), auxiliary_weight
+        )
+
+    def weights(context, state, batch, key):
+        dtype = accumulation_dtype(state.params)
+        made = labelling(state.method, batch, dtype)
+        return generation.reported_weights(context, state, batch, key, made, auxiliary_weight)
+
+    return base.Method(init=init, inner=inner, weights=weights)

@@ -1,0 +1,29 @@
+"""Single-task learning: the primary task alone.
+
+    min_theta  mean_i l_0(x_i; theta)
+
+The baseline every auxiliary method has to beat. The fair one also trains on the examples that other methods keep for
+their outer loss; that is a choice of data, made by the caller.
+"""
+
+from auxjax.methods.shared import base
+
+
+def stl() -> base.Method:
+    """Trains on the mean primary loss; auxiliary losses are computed for the metrics only.
+
+    Returns:
+      A `Method` without an outer level.
+      Cost: one gradient of the primary loss (auxiliary heads get zero gradients) and the forward pass of all heads.
+    """
+
+    def weights_of(context):
+        return {context.model.primary: 1.0}
+
+    def inner(context, state, batch, key):
+        return base.weighted_update(context, state, batch, key, lambda out: weights_of(context))
+
+    def weights(context, state, batch, key):
+        return base.constant_weights(weights_of(context), base.loss_shapes(context, state, batch, key))
+
+    return base.Method(init=lambda *_: (), inner=inner, weights=weights)

@@ -1,0 +1,132 @@
+"""Uncertainty weighting: every task's loss divided by a noise variance that is learned with the params.
+
+    squared errors    min  exp(-s_k) / 2 * L_k + s_k / 2,        s_k = log sigma_k^2
+    cross-entropies   min  exp(-s_k)     * L_k + s_k / 2
+
+summed over tasks: the negative log-likelihoods of Gaussian outputs with variance sigma_k^2, and (approximately) of
+softmax outputs at temperature sigma_k^2. The weight of a task is then about one over its loss. The primary task is
+weighed like the others and may lose its weight: nothing here knows which task counts.
+
+Reference: Kendall, Gal, Cipolla, 2018, Multi-Task Learning Using Uncertainty to Weigh Losses, equations 7 and 10.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from auxjax._internal.precision import accumulation_dtype
+from auxjax._internal.tracing import is_traced
+from auxjax.methods.shared import base
+
+
+class UncertaintyState(NamedTuple):
+    """State of uncertainty weighting.
+
+    Attributes:
+      log_variances: `[tasks]`, s_k of the tasks with learned weights in the order of their names.
+      opt_state: state of their optimiser.
+    """
+
+    log_variances: jax.Array
+    opt_state: Any
+
+
+def uncertainty(
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    regression: tuple[str, ...] = (),
+    form: str = "paper",
+    initial: float | None = None,
+    smallest: float = -10.0,
+    weigh_primary: bool = True,
+) -> base.Method:
+    """Weights from learned noise variances.
+
+    Args:
+      optimizer: optimiser of the log variances, in the same updates as the params; `optax.adam(1e-3)` by default.
+      regression: names of the tasks whose losses are squared errors, with the factor 1/2 above. All others are taken
+        for cross-entropies.
+      form: "paper" distinguishes the two kinds of losses. "public_code" has the factor 1/2 for all of them, as widely
+        used implementations do, and starts at s = -0.5.
+      initial: s at the start; 0 (weights 1, or 1/2) in the paper's form, -0.5 in the public code's.
+      smallest: lower bound on s. A loss that goes negative (a cosine, a Gaussian log-likelihood) pulls s to minus
+        infinity; a log variance of -10 is a weight of 22,000.
+      weigh_primary: False keeps the primary task's weight at 1.
+
+    Returns:
+      A `Method` without an outer level. Cost: one gradient of the joint loss. A task without a labelled example in a
+      batch leaves its variance as it is.
+
+    Raises:
+      ValueError: an impossible option; a name in `regression` that is no task (when the state is made).
+    """
+    if form not in ("paper", "public_code"):
+        raise ValueError(f"uncertainty(form={form!r}): wanted 'paper' or 'public_code'.")
+    if isinstance(regression, str):
+        raise ValueError(f"uncertainty(regression={regression!r}): wanted a tuple of names, such as ({regression!r},).")
+    start = (0.0 if form == "paper" else -0.5) if initial is None else initial
+    if not is_traced(start, smallest) and not smallest <= start < float("inf"):
+        raise ValueError(f"uncertainty(initial={start}, smallest={smallest}): wanted smallest <= initial, both finite.")
+    optimizer = optax.adam(1e-3) if optimizer is None else optimizer
+    options = _Options(optimizer, tuple(regression), form == "public_code", start, smallest, weigh_primary)
+
+    def weights(context, state, batch, key):
+        out = base.loss_shapes(context, state, batch, key)
+        tasks = _tasks_of(options, context, out)
+        found = base.by_task(tasks, _weights_of(options, tasks, state.method.log_variances))
+        return base.constant_weights({context.model.primary: 1.0, **found}, out)
+
+    return base.Method(partial(_init, options), partial(_inner, options), weights=weights)
+
+
+class _Options(NamedTuple):
+    optimizer: optax.GradientTransformation
+    regression: tuple[str, ...]
+    public_code: bool
+    initial: float
+    smallest: float
+    weigh_primary: bool
+
+
+def _init(options, context, state, batch, key):
+    out = base.loss_shapes(context, state, batch, key)
+    unknown = sorted(set(options.regression) - set(out.values))
+    if unknown:
+        raise ValueError(
+            f"uncertainty(regression=) names {unknown[0]!r}; the model has the tasks {sorted(out.values)}."
+        )
+    tasks = _tasks_of(options, context, out)
+    variances = jnp.full(len(tasks), options.initial, accumulation_dtype(*out.values.values()))
+    return UncertaintyState(variances, options.optimizer.init(variances))
+
+
+def _tasks_of(options, context, out) -> list[str]:
+    return sorted(out.values) if options.weigh_primary else base.auxiliary_or_raise("uncertainty", context, out)
+
+
+def _weights_of(options, tasks, log_variances):
+    halved = [options.public_code or task in options.regression for task in tasks]
+    return jnp.exp(-log_variances) * jnp.asarray(np.where(halved, 0.5, 1.0), log_variances.dtype)
+
+
+def _inner(options, context, state, batch, key):
+    variances = state.method.log_variances
+    tasks = _tasks_of(options, context, base.loss_shapes(context, state, batch, key))
+    weights = _weights_of(options, tasks, variances)
+    all_weights = {context.model.primary: 1.0, **base.by_task(tasks, weights)}
+    grads, out, _ = base.weighted_gradient(context, state, batch, key, lambda out: all_weights)
+    means = context.reduce(base.mean_losses(out, tasks)).astype(variances.dtype)
+    # d/ds (c exp(-s) L + s / 2), without the second term's pull where there is nothing to weigh.
+    seen = base.labelled(context, out, tasks)
+    slopes = jnp.where(seen, 0.5 - weights * means, 0.0)
+    updates, opt_state = options.optimizer.update(slopes, state.method.opt_state, variances)
+    opt_state = base.keep_unseen(seen, opt_state, state.method.opt_state)
+    moved = jnp.maximum(optax.apply_updates(variances, updates), options.smallest)
+    moved = jnp.where(seen, moved, variances)
+    metrics = base.loss_metrics(out, all_weights)
+    metrics |= {f"log_variance/{task}": s for task, s in base.by_task(tasks, moved).items()}
+    return base.descend(context, state, grads, out.state)._replace(method=UncertaintyState(moved, opt_state)), metrics

@@ -1,0 +1,1 @@
+"""What several methods share; none of these modules is a method."""

@@ -1,0 +1,147 @@
+"""The outer level of methods that learn by a hypergradient: problem in, one update of the outer variables out.
+
+    meta <- project(meta + outer_optimizer(d L_dev(theta*(meta)) / d meta))
+
+A method poses the `BilevelProblem`; what is the same for all of them is here: which estimator, what it carries from one
+outer step to the next, the optimiser of the outer variables, and what is logged.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+
+from auxjax.formulas.losses import masked_mean
+from auxjax.hypergrad import BilevelProblem, implicit
+from auxjax.hypergrad.amortised import Amortised, warm_started
+from auxjax.methods.shared import base
+from auxjax.solvers import neumann
+
+_NOT_LOGGED = ("solution", "outer_loss", "aux")  # fields of HypergradInfo that are no news about the hypergradient
+
+
+class OuterLevel(NamedTuple):
+    """What stays fixed: the optimiser of the outer variables and the estimator of the hypergradient."""
+
+    optimizer: optax.GradientTransformation
+    estimator: Callable | Amortised
+
+
+class OuterState(NamedTuple):
+    """State of an outer level.
+
+    Attributes:
+      meta: the outer variables, a pytree.
+      opt_state: state of their optimiser.
+      hypergradient: what the hypergradient's estimator carries along (a warm start, a step size, a preconditioner);
+        `()` for one that carries nothing.
+    """
+
+    meta: Any
+    opt_state: Any
+    hypergradient: Any
+
+
+def make_outer_level(method: str, outer_optimizer, hypergradient, warm_start: bool, default_rate=1e-2) -> OuterLevel:
+    """Checks a method's options and fills in the defaults: Adam, and four terms of a Neumann series.
+
+    Args:
+      method: the method's name, for messages.
+      outer_optimizer: an optax transformation, or `None` for `optax.adam(default_rate)`.
+      hypergradient: an estimator, one with state, or `None` for `implicit(neumann(3))`.
+      warm_start: start each linear solve of an estimator without state from the last solution.
+      default_rate: learning rate of the default optimiser.
+
+    Raises:
+      TypeError: `hypergradient` is no estimator.
+      ValueError: `warm_start` with an estimator that has its own option for it.
+    """
+    estimator = implicit(neumann(3)) if hypergradient is None else hypergradient
+    if not (callable(estimator) or isinstance(estimator, Amortised)):
+        raise TypeError(
+            f"{method}(hypergradient=) wants an estimator such as implicit(neumann(3)), or one with state such as "
+            f"single_loop(), and got {type(estimator).__name__}."
+        )
+    if warm_start and isinstance(estimator, Amortised):
+        raise ValueError(
+            f"{method}(warm_start=True): an estimator with state has its own option for that. Leave it out."
+        )
+    optimizer = optax.adam(default_rate) if outer_optimizer is None else outer_optimizer
+    return OuterLevel(optimizer, warm_started(estimator) if warm_start else estimator)
+
+
+def init_outer(level: OuterLevel, problem: BilevelProblem, params, meta, batch, key) -> OuterState:
+    """The state before the first outer update.
+
+    Args:
+      level: from `make_outer_level`.
+      problem: the method's bilevel problem.
+      params: inner variables.
+      meta: initial outer variables.
+      batch: an inner batch; it stands for the outer one as well, which is not there yet.
+      key: typed PRNG key.
+    """
+    carried = ()
+    if isinstance(level.estimator, Amortised):
+        # Made once and copied to all replicas, so outside of their averages.
+        carried = level.estimator.init(dataclasses.replace(problem, reduce=None), params, meta, batch, batch, key=key)
+    return OuterState(meta, level.optimizer.init(meta), carried)
+
+
+def update_outer(
+    level: OuterLevel,
+    problem: BilevelProblem,
+    params,
+    state: OuterState,
+    inner_batch,
+    outer_batch,
+    key,
+    *,
+    project: Callable = lambda meta: meta,
+) -> tuple[OuterState, dict]:
+    """One hypergradient and one update of the outer variables.
+
+    Args:
+      level: from `make_outer_level`.
+      problem: the method's bilevel problem.
+      params: inner variables, held fixed.
+      state: `OuterState`.
+      inner_batch: batch of the inner loss.
+      outer_batch: batch of the outer loss.
+      key: typed PRNG key.
+      project: applied to the outer variables after the update, to keep them where they are allowed to be.
+
+    Returns:
+      `(state, metrics)`: `outer_loss` and `hypergradient/<field of HypergradInfo>`.
+    """
+    point = (problem, params, state.meta, inner_batch, outer_batch)
+    carried = ()
+    if isinstance(level.estimator, Amortised):
+        gradient, info, carried = level.estimator.update(*point, state.hypergradient, key=key)
+    else:
+        gradient, info = level.estimator(*point, key=key)
+    updates, opt_state = level.optimizer.update(gradient, state.opt_state, state.meta)
+    meta = project(optax.apply_updates(state.meta, updates))
+    metrics = {
+        "outer_loss": info.outer_loss,
+        **{f"hypergradient/{name}": getattr(info, name) for name in info._fields if name not in _NOT_LOGGED},
+    }
+    return OuterState(meta, opt_state, carried), metrics
+
+
+def primary_loss(context: base.Context, model_state, key) -> Callable:
+    """`(params, meta, batch) -> scalar`: the mean primary loss over the labelled examples, the usual outer loss."""
+    model = context.model
+
+    def loss(params, meta, batch):
+        del meta
+        out = base.evaluate(model, params, model_state, batch, key)
+        return masked_mean(out.values[model.primary], base.mask_of(out, model.primary))
+
+    return loss
+
+
+def reduction(context: base.Context) -> Callable | None:
+    """`BilevelProblem.reduce` of a context: `None` without replicas, where every solver may be used."""
+    return None if context.reduce is base.no_reduction else context.reduce

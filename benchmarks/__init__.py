@@ -1,0 +1,1 @@
+"""Speed and error measured side by side."""

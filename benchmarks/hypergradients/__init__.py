@@ -1,0 +1,1 @@
+"""Error against time of hypergradients, beside other libraries."""

@@ -1,0 +1,1 @@
+"""The cost of a step on many devices."""

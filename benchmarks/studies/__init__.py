@@ -1,0 +1,1 @@
+"""Studies of theory and robustness, and their figures."""

@@ -1,0 +1,1 @@
+"""ARML's theory on Gaussians."""

@@ -1,0 +1,1 @@
+"""Methods on a problem with two parameters."""

@@ -1,0 +1,1 @@
+"""Models with tasks: how data become losses."""

@@ -1,0 +1,1 @@
+"""Training loops, sweeps, resumption."""

@@ -1,0 +1,122 @@
+"""The training loop: nothing compiles twice, several devices give what one gives, batches come from the key alone."""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from auxjax import make_step
+from auxjax.training.parallel import data_mesh, replicate
+from experiments.configs import digits_noise, get, names
+from experiments.contract import on_device
+from experiments.training import single
+from tests.helpers.commands import TINY, read
+
+pytestmark = pytest.mark.usefixtures("single_precision")
+SETTINGS = dataclasses.replace(digits_noise.Settings(), **TINY)
+
+
+def test_nothing_compiles_after_the_first_steps_nor_for_other_seeds(tmp_path, caplog):
+    settings = dataclasses.replace(SETTINGS, steps=80, hidden=17)  # a width of its own: not compiled before
+    compiled_at = []
+
+    def programs():
+        return sum(record.getMessage().startswith("Finished XLA compilation") for record in caplog.records)
+
+    def follow(step):
+        compiled_at.append((step, programs()))
+
+    single.compiled.cache_clear()
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        single.train("digits_noise", settings, "jtds", 0, tmp_path / "0", on_step=follow)
+        first = programs()
+        single.train("digits_noise", settings, "jtds", 1, tmp_path / "1")
+        second = programs()
+    counts = dict(compiled_at)
+    assert counts[20] > 0
+    assert (
+        counts[20] <= counts[40] == counts[60] == counts[80]
+    )  # the first checkpoint is saved after the log of step 20
+    assert first > counts[80]  # the test set has another size, and the weights are asked for at the end
+    assert second == first
+    assert single.compiled.cache_info().misses == 1
+    assert single.compiled.cache_info().hits == 1
+
+
+@pytest.mark.parametrize("method", ["arml", "jtds"])
+def test_four_devices_give_what_one_gives(method):
+    splits = digits_noise.load(SETTINGS, 0, None)
+    shapes = single.Shapes(splits.train["image"].shape[1:], splits.num_classes, len(splits.train["label"]))
+    experiment = digits_noise.build(SETTINGS, method, shapes)
+    found = []
+    for mesh in (None, data_mesh(4)):
+        init, step = make_step(
+            experiment.model,
+            experiment.method,
+            experiment.optimizer,
+            inner_steps=2,
+            draw_inner=experiment.draw_inner,
+            draw_outer=experiment.draw_outer,
+            mesh=mesh,
+        )
+        data, dev = on_device(splits.train), on_device(splits.dev)
+        state = init(jax.random.key(1), experiment.init_params(jax.random.key(0))[0], data)
+        if mesh is not None:
+            data, dev, state = replicate((data, dev, state), mesh)
+        for _ in range(3):
+            state, metrics = step(state, data, dev)
+        found.append((state.params, metrics))
+    (one, metrics), (four, others) = found
+    assert len(jax.tree.leaves(four)[0].sharding.device_set) == 4
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for name in metrics:
+        if name.startswith(("loss/", "weight/")):
+            np.testing.assert_allclose(metrics[name], others[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_result_and_weights_are_those_of_the_last_and_the_best_params(tmp_path, monkeypatch):
+    kept = {}
+    real = single._finish
+
+    def spy(directory, ready, carried, *rest):
+        kept.update(experiment=ready.experiment, splits=ready.splits, carried=carried)
+        return real(directory, ready, carried, *rest)
+
+    monkeypatch.setattr(single, "_finish", spy)
+    settings = dataclasses.replace(SETTINGS, steps=60, learning_rate=3e-3)
+    result = single.train("digits_noise", settings, "jtds", 0, tmp_path)
+    assert result == read(tmp_path)[0]
+    test, state = kept["splits"].test, kept["carried"]["state"]
+    evaluate = kept["experiment"].evaluate
+    assert result["test_accuracy"] == evaluate(state.params, None, test)["accuracy"]
+    best = kept["carried"]["best"][0]
+    validation = kept["splits"].validation
+    assert result["selected_validation_accuracy"] == evaluate(best, None, validation)["accuracy"]
+    assert result["selected_test_accuracy"] == evaluate(best, None, test)["accuracy"]
+
+
+def test_weights_in_parts_are_those_at_once_where_the_method_looks_at_one_example(tmp_path):
+    splits = digits_noise.load(SETTINGS, 0, None)
+    shapes = single.Shapes((8, 8, 1), 10, 897)
+    experiment, init, _, weigh = single.compiled("digits_noise", SETTINGS, "equal", shapes)
+    data = on_device(splits.train)
+    state = init(jax.random.key(1), experiment.init_params(jax.random.key(0))[0], data)
+    whole = single.training_weights(weigh, state, splits.train)
+    parts = single.training_weights(weigh, state, splits.train, chunk=100)
+    assert whole.keys() == parts.keys() == {"class", "rotation"}
+    for task in whole:
+        assert whole[task].shape == (897,)
+        np.testing.assert_array_equal(whole[task], parts[task])
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_config_has_what_the_trainer_reads(name):
+    module = get(name)
+    settings = module.Settings()
+    single.check_settings(settings)
+    assert hash(settings) == hash(module.Settings())
+    assert module.__doc__.startswith(module.__doc__.splitlines()[0])
+    assert f"experiments.compare {name}" in module.__doc__
