@@ -96,7 +96,7 @@ def mesh(arguments: argparse.Namespace):
     """
     count = arguments.devices
     if count is not None and count < 1:
-        raise ValueError(f"--devices {count}: wanted a whole number of at least 1.")
+        raise ValueError(f"--devices {count}: expected a whole number of at least 1.")
     processes.start(arguments.distributed)
     alone = jax.process_count() == 1
     if (alone and count == 1) or (arguments.distributed is None and count is None):

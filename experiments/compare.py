@@ -48,9 +48,9 @@ def seeds_of(text: str) -> list[int]:
     try:
         seeds = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise ValueError(f"--seeds {text}: wanted whole numbers separated by commas, such as 0,1,2.") from None
+        raise ValueError(f"--seeds {text}: expected whole numbers separated by commas, such as 0,1,2.") from None
     if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"--seeds {text}: wanted at least one seed, each once, such as 0,1,2.")
+        raise ValueError(f"--seeds {text}: expected at least one seed, each once, such as 0,1,2.")
     for seed in seeds:
         check_seed(seed)
     return seeds
@@ -64,7 +64,7 @@ def methods_of(text: str) -> list[str]:
     """
     names = [text_of(parse(part.strip())) for part in text.split(",") if part.strip()]
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"--methods {text}: wanted at least one name, each once, such as stl,equal,jtds.")
+        raise ValueError(f"--methods {text}: expected at least one name, each once, such as stl,equal,jtds.")
     return names
 
 
@@ -129,7 +129,7 @@ def main(argv=None) -> int:
         if processes.is_first():
             report.write(arguments.out)
         if broken:
-            raise FloatingPointError("\n  ".join([f"{len(broken)} of {len(runs)} runs broke off.", *broken]))
+            raise FloatingPointError("\n  ".join([f"{len(broken)} of {len(runs)} runs failed.", *broken]))
 
     return cli.guarded(work)
 

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "--method",
         required=True,
         metavar="M",
-        help=f"one of {', '.join(methods.names())}, with options if wanted, as equal:auxiliary_weight=0.3; with "
+        help=f"one of {', '.join(methods.names())}, with options if expected, as equal:auxiliary_weight=0.3; with "
         f"{WITH_DEV} behind it the method trains on the dev examples, too: stl{WITH_DEV} is the fair single-task "
         "baseline",
     )

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "--method",
         required=True,
         metavar="M",
-        help=f"one of {', '.join(methods.names())}, with options that all runs share if wanted",
+        help=f"one of {', '.join(methods.names())}, with options that all runs share if expected",
     )
     found.add_argument(
         "--over",

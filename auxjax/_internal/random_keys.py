@@ -23,11 +23,11 @@ def check_key(key, where: str) -> None:
     if dtype is None or not dtypes.issubdtype(dtype, dtypes.prng_key):
         came = f"an array of dtype {dtype}, shape {key.shape}" if dtype is not None else f"{type(key).__name__}"
         raise TypeError(
-            f"{where} wants a typed PRNG key and got {came}. Make one with jax.random.key(seed); "
+            f"{where}: expected a typed PRNG key, got {came}. Make one with jax.random.key(seed); "
             "an old-style uint32 key becomes one through jax.random.wrap_key_data(old_key)."
         )
     if jax.numpy.ndim(key) != 0:
         raise TypeError(
-            f"{where} wants one PRNG key and got an array of keys of shape {key.shape}. "
+            f"{where}: expected one PRNG key, got an array of keys of shape {key.shape}. "
             "Pass a single key, or map over them with jax.vmap."
         )

@@ -39,7 +39,7 @@ def bargaining_weights(gram: jax.Array, powers: jax.Array, *, damping: float = 1
     """
     if gram.ndim != 2 or gram.shape != (*powers.shape, *powers.shape):
         raise ValueError(
-            f"bargaining_weights(gram{list(gram.shape)}, powers{list(powers.shape)}): wanted [K, K] and [K]."
+            f"bargaining_weights(gram{list(gram.shape)}, powers{list(powers.shape)}): expected [K, K] and [K]."
         )
     powers = powers.astype(gram.dtype)
     squares = jnp.diagonal(gram)

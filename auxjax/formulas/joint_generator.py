@@ -73,7 +73,7 @@ def joint_generator(
     """
     check_options("joint_generator", num_generated, task, hidden)
     if features not in FORMS:
-        raise ValueError(f"joint_generator(features={features!r}): wanted one of {', '.join(FORMS)}.")
+        raise ValueError(f"joint_generator(features={features!r}): expected one of {', '.join(FORMS)}.")
 
     def init(key, width, label_width, dtype):
         key_features, key_targets = jax.random.split(key)
@@ -147,7 +147,7 @@ def instance_collapse(
       Cost: O(n (d + k)).
     """
     generated, primary, partner = (_centred(rows, mask) for rows in (generated, primary, partner))
-    # To a size of 1, held fixed: it cancels, but for the 1e-12 below, which then mean the same at every scale.
+    # To a size of 1, held fixed: it cancels, except for the 1e-12 below, which then mean the same at every scale.
     size = jax.lax.stop_gradient(jnp.sum(_variances(primary, mask)))
     scale = jax.lax.rsqrt(jnp.where(size > 0, size, jnp.ones_like(size)))
     generated, primary, partner = (scale * rows for rows in (generated, primary, partner))
@@ -169,14 +169,14 @@ def instance_collapse(
 def check_options(where: str, num_generated, task: str, hidden) -> None:
     """Raises a ValueError unless these make a generator."""
     if task not in TASKS:
-        raise ValueError(f"{where}(task={task!r}): wanted one of {', '.join(TASKS)}.")
+        raise ValueError(f"{where}(task={task!r}): expected one of {', '.join(TASKS)}.")
     least = 2 if task == "classification" else 1
     if not isinstance(num_generated, int) or num_generated < least:
         raise ValueError(
-            f"{where}(num_generated={num_generated!r}, task={task!r}): wanted a whole number of at least {least}."
+            f"{where}(num_generated={num_generated!r}, task={task!r}): expected a whole number of at least {least}."
         )
     if not all(isinstance(size, int) and size >= 1 for size in hidden):
-        raise ValueError(f"{where}(hidden={hidden}): wanted whole numbers of at least 1.")
+        raise ValueError(f"{where}(hidden={hidden}): expected whole numbers of at least 1.")
 
 
 def _target_collapse(targets, mask, task):

@@ -79,7 +79,7 @@ def langevin_step(params, grads, *, key, step_size, temperature=1.0):
         if not _is_floating(where, param):
             return param
         if jnp.shape(grad) != jnp.shape(param):
-            raise ValueError(f"{where}(grads) has a leaf of shape {jnp.shape(grad)}; wanted {jnp.shape(param)}.")
+            raise ValueError(f"{where}(grads) has a leaf of shape {jnp.shape(grad)}; expected {jnp.shape(param)}.")
         dtype = accumulation_dtype(param)
         moved = jnp.asarray(param, dtype) - jnp.asarray(step_size, dtype) * jnp.asarray(grad, dtype)
         noise = jax.random.normal(leaf_key, jnp.shape(param), dtype)
@@ -159,10 +159,10 @@ def _key_per_leaf(key, tree):
 
 def _is_floating(where: str, leaf) -> bool:
     if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-        raise TypeError(f"{where} got a complex leaf; wanted real ones. Keep real and imaginary parts as two leaves.")
+        raise TypeError(f"{where} got a complex leaf; expected real ones. Keep real and imaginary parts as two leaves.")
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
 def _check_not_negative(where: str, name: str, value) -> None:
     if isinstance(value, numbers.Real) and not value >= 0:
-        raise ValueError(f"{where}({name}) is {value}; wanted a number >= 0.")
+        raise ValueError(f"{where}({name}) is {value}; expected a number >= 0.")

@@ -187,12 +187,12 @@ def _check_values(where: str, values) -> jax.Array:
     values = jnp.asarray(values)
     if values.ndim != 1:
         raise ValueError(
-            f"{where} has shape {values.shape}; wanted [n]. Return one loss per example, not a mean, and sum or "
+            f"{where} has shape {values.shape}; expected [n]. Return one loss per example, not a mean, and sum or "
             "average over pixels and outputs first."
         )
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(
-            f"{where} has dtype {values.dtype}; wanted floating point. Were labels or predictions passed instead of "
+            f"{where} has dtype {values.dtype}; expected floating point. Were labels or predictions passed instead of "
             "losses? If these are losses (say, 0-1 errors), convert them with .astype(jnp.float32)."
         )
     return values
@@ -203,9 +203,9 @@ def _check_mask(where: str, mask, shape: tuple[int, ...]) -> jax.Array:
     mask = jnp.asarray(mask)
     if mask.dtype != jnp.bool_:
         raise TypeError(
-            f"{where} has dtype {mask.dtype}; wanted bool, True where labelled. Compare first (labels >= 0); "
+            f"{where} has dtype {mask.dtype}; expected bool, True where labelled. Compare first (labels >= 0); "
             "degrees of trust belong in the weights."
         )
     if mask.shape != shape:
-        raise ValueError(f"{where} has shape {mask.shape}; wanted {shape}, one entry per example's loss.")
+        raise ValueError(f"{where} has shape {mask.shape}; expected {shape}, one entry per example's loss.")
     return mask

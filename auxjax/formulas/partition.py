@@ -40,7 +40,7 @@ def partition(params, mask) -> tuple[list, Callable[[Sequence], Any]]:
     for flag in jax.tree.leaves(mask):
         if isinstance(flag, jax.core.Tracer) or not isinstance(flag, bool | np.bool_):
             raise TypeError(
-                f"{where} has a leaf of type {type(flag).__name__}; wanted Python bools. Build the mask outside of "
+                f"{where} has a leaf of type {type(flag).__name__}; expected Python bools. Build the mask outside of "
                 "the traced function, for instance with mask_by_path."
             )
     try:
@@ -99,7 +99,7 @@ def modules_by_path(params, module_of: Callable[[str], str], *, trunk=None) -> M
     for path, label in zip(chosen, labels, strict=True):
         if not isinstance(label, str):
             raise TypeError(
-                f"modules_by_path(module_of) returned {label!r} for the path {path!r}; wanted a module's name."
+                f"modules_by_path(module_of) returned {label!r} for the path {path!r}; expected a module's name."
             )
     names = tuple(dict.fromkeys(labels))
     return Modules(names, tuple(names.index(label) for label in labels))

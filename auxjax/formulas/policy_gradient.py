@@ -82,7 +82,7 @@ def leave_one_out(rewards: jax.Array) -> jax.Array:
     count = rewards.shape[0]
     if count < 2:
         raise ValueError(
-            f"leave_one_out: {count} roll-out; wanted at least 2, so that each has others to compare with."
+            f"leave_one_out: {count} roll-out; expected at least 2, so that each has others to compare with."
         )
     return (jnp.sum(rewards, axis=0, keepdims=True) - rewards) / (count - 1)
 

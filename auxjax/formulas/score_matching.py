@@ -57,7 +57,7 @@ def fisher_divergence(primary_grad, task_grads, weights: jax.Array) -> jax.Array
     Raises:
       ValueError: `weights` is not of rank 1, the two pytrees differ, or a leaf has another shape than (K, ...).
 
-    Cost: K axpys. It needs the K gradients; where only the gradient in the weights is wanted, use
+    Cost: K axpys. It needs the K gradients; where only the gradient in the weights is needed, use
     `score_matching_gradient`, which does not.
     Reference: Shi et al., ARML (NeurIPS 2020), the last objective of section 3.2.
     """
@@ -74,7 +74,7 @@ def fisher_divergence(primary_grad, task_grads, weights: jax.Array) -> jax.Array
         wanted = (weights.shape[0], *jnp.shape(first))
         if jnp.shape(rest) != wanted:
             raise ValueError(
-                f"{where}(task_grads) has a leaf of shape {jnp.shape(rest)}; wanted {wanted}, the {wanted[0]} tasks "
+                f"{where}(task_grads) has a leaf of shape {jnp.shape(rest)}; expected {wanted}, the {wanted[0]} tasks "
                 "of weights first. jax.jacrev of the vector of auxiliary losses gives it so."
             )
         mixed = jnp.tensordot(weights.astype(dtype), jnp.asarray(rest, dtype), axes=1)
@@ -115,7 +115,7 @@ def score_matching_value_and_gradient(
     count = tasks.losses.shape[0]
     if count != weights.shape[0] + 1:
         raise ValueError(
-            f"{where}(losses_fn) returns {count} losses for {weights.shape[0]} weights; wanted "
+            f"{where}(losses_fn) returns {count} losses for {weights.shape[0]} weights; expected "
             f"{weights.shape[0] + 1}: the primary loss first, then one auxiliary loss per weight."
         )
     residual = tasks.combine(jnp.concatenate([jnp.ones((1,), weights.dtype), -weights]))
@@ -149,7 +149,7 @@ def _check_weights(where: str, weights) -> jax.Array:
     weights = jnp.asarray(weights)
     if weights.ndim != 1 or not jnp.issubdtype(weights.dtype, jnp.floating):
         raise ValueError(
-            f"{where}(weights) has shape {weights.shape} and dtype {weights.dtype}; wanted floating point [K], one "
+            f"{where}(weights) has shape {weights.shape} and dtype {weights.dtype}; expected floating point [K], one "
             "weight per auxiliary task and none for the primary task."
         )
     return weights

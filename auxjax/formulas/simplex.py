@@ -103,15 +103,15 @@ def simplex_quadratic_program(gram: jax.Array, linear: jax.Array, total, *, max_
     gram, linear = jnp.asarray(gram), jnp.asarray(linear)
     if linear.ndim != 1 or linear.shape[0] < 1 or gram.shape != (linear.shape[0], linear.shape[0]):
         raise ValueError(
-            f"{where} got gram of shape {gram.shape} and linear of shape {linear.shape}; wanted [K, K] "
+            f"{where} got gram of shape {gram.shape} and linear of shape {linear.shape}; expected [K, K] "
             "and [K] with K >= 1."
         )
     if not (jnp.issubdtype(gram.dtype, jnp.floating) and jnp.issubdtype(linear.dtype, jnp.floating)):
         raise TypeError(
-            f"{where} got gram of dtype {gram.dtype} and linear of dtype {linear.dtype}; wanted floating point."
+            f"{where} got gram of dtype {gram.dtype} and linear of dtype {linear.dtype}; expected floating point."
         )
     if max_steps < 1:
-        raise ValueError(f"{where}(max_steps) is {max_steps}; wanted at least 1.")
+        raise ValueError(f"{where}(max_steps) is {max_steps}; expected at least 1.")
     dtype = accumulation_dtype(gram, linear)
     total = jnp.asarray(total).astype(dtype)
     weights = _minimise(gram.astype(dtype), linear.astype(dtype), total, max_steps)
@@ -248,10 +248,10 @@ def _ravel(where: str, tree):
     leaves, structure = jax.tree.flatten(tree)
     for leaf in leaves:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(f"{where}(weights) has dtype {jnp.result_type(leaf)}; wanted floating point.")
+            raise TypeError(f"{where}(weights) has dtype {jnp.result_type(leaf)}; expected floating point.")
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     if not sum(leaf.size for leaf in leaves):
-        raise ValueError(f"{where}(weights) has no entries; wanted at least one weight.")
+        raise ValueError(f"{where}(weights) has no entries; expected at least one weight.")
     dtype = accumulation_dtype(leaves)
     flat = jnp.concatenate([leaf.astype(dtype).ravel() for leaf in leaves])
 
@@ -267,6 +267,6 @@ def _ravel(where: str, tree):
 
 def _check_total(where: str, total) -> None:
     if jnp.ndim(total) != 0:
-        raise ValueError(f"{where}(total) has shape {jnp.shape(total)}; wanted one number > 0.")
+        raise ValueError(f"{where}(total) has shape {jnp.shape(total)}; expected one number > 0.")
     if isinstance(total, numbers.Real) and not total > 0:
-        raise ValueError(f"{where}(total) is {total}; wanted a number > 0. The weights of K tasks usually sum to K.")
+        raise ValueError(f"{where}(total) is {total}; expected a number > 0. The weights of K tasks usually sum to K.")

@@ -125,11 +125,11 @@ def _num_classes(where: str, values, labels, sub_classes: int) -> int:
     """C, after a look at the shapes."""
     if jnp.ndim(values) != 2 or jnp.shape(labels) != jnp.shape(values)[:1]:
         raise ValueError(
-            f"{where}: values {jnp.shape(values)} and labels {jnp.shape(labels)}; wanted [n, classes x sub_classes] "
+            f"{where}: values {jnp.shape(values)} and labels {jnp.shape(labels)}; expected [n, classes x sub_classes] "
             "and [n]."
         )
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise TypeError(f"{where}: labels are {jnp.result_type(labels)}; wanted integers, the primary classes.")
+        raise TypeError(f"{where}: labels are {jnp.result_type(labels)}; expected integers, the primary classes.")
     width = values.shape[1]
     if not isinstance(sub_classes, int) or sub_classes < 1 or width % sub_classes:
         raise ValueError(

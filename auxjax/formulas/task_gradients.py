@@ -178,7 +178,7 @@ def _in_chunks(of_chunk: Callable, tasks: TaskGradients, chunk: int) -> jax.Arra
     Written out and not looped: convolutions in loops are slow on the CPU, and a chunk is one batched program.
     """
     if chunk < 1:
-        raise ValueError(f"gradients in chunks of chunk={chunk}; wanted at least 1 at a time.")
+        raise ValueError(f"gradients in chunks of chunk={chunk}; expected at least 1 at a time.")
     count = tasks.losses.shape[0]
     basis = jnp.eye(count, dtype=tasks.losses.dtype)
     return jnp.concatenate([of_chunk(basis[start : start + chunk]) for start in range(0, count, chunk)])
@@ -196,11 +196,11 @@ def on_trunk(where: str, losses_fn: Callable, params, trunk):
         if shape is None or len(shape) != 1:
             came = f"shape {shape}" if shape is not None else f"a {type(losses).__name__}"
             raise ValueError(
-                f"{where}(losses_fn) returns {came}; wanted a vector of scalar losses, the primary one first. "
+                f"{where}(losses_fn) returns {came}; expected a vector of scalar losses, the primary one first. "
                 "Use jnp.stack([primary, first_auxiliary, ...])."
             )
         if not jnp.issubdtype(losses.dtype, jnp.floating):
-            raise TypeError(f"{where}(losses_fn) returns dtype {losses.dtype}; wanted floating point.")
+            raise TypeError(f"{where}(losses_fn) returns dtype {losses.dtype}; expected floating point.")
         return losses
 
     return losses_of, [jnp.asarray(leaf) for leaf in selected], merge

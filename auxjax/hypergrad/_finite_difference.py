@@ -51,13 +51,13 @@ def finite_difference(optimizer, *, epsilon: float = 0.01, opt_state=None, rtol:
     optimizer = inner_step.as_optimizer("finite_difference", optimizer)
     base.check_non_negative("finite_difference", rtol=rtol, **({} if is_traced(epsilon) else {"epsilon": epsilon}))
     if not is_traced(epsilon) and epsilon == 0:
-        raise ValueError("finite_difference(epsilon=0): wanted a positive length.")
+        raise ValueError("finite_difference(epsilon=0): expected a positive length.")
 
     def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
         level = problems.make_level("finite_difference estimator", problem, params, meta)
         if problem.inner is None:
             raise ValueError(
-                "finite_difference wants a BilevelProblem(inner=) and got one with update_field=: it differences the "
+                "finite_difference: expected a BilevelProblem(inner=), got one with update_field=: it differences the "
                 "inner loss. Use one_step, which takes the same derivative of a field exactly."
             )
         inner_step.check_arguments("finite_difference estimator", level, key, init)

@@ -62,17 +62,17 @@ def implicit(solver, *, curvature=None, batches: str = "same"):
     """
     if not callable(solver):
         raise TypeError(
-            f"implicit(solver=) wants a solver such as neumann(20) or dense() and got {type(solver).__name__}."
+            f"implicit(solver=): expected a solver such as neumann(20) or dense(), got {type(solver).__name__}."
         )
 
     if curvature is not None and not callable(curvature):
         raise TypeError(
-            "implicit(curvature=) wants gauss_newton(...), fisher(...) or None for the Hessian and got "
+            "implicit(curvature=): expected gauss_newton(...), fisher(...) or None for the Hessian, got "
             f"{type(curvature).__name__}."
         )
 
     if batches not in ("same", "stacked"):
-        raise ValueError(f"implicit(batches={batches!r}): wanted 'same' or 'stacked'.")
+        raise ValueError(f"implicit(batches={batches!r}): expected 'same' or 'stacked'.")
     if batches == "stacked" and curvature is not None:
         raise ValueError(
             "implicit(curvature=, batches='stacked'): a curvature takes one batch. Join the mini-batches into one, or "

@@ -285,13 +285,13 @@ def _check_options(num_steps, mode, truncate, remat, batches) -> None:
     if truncate is not None:
         base.check_count("unrolled", "truncate", truncate, 1)
         if truncate > num_steps:
-            raise ValueError(f"unrolled(truncate={truncate}): wanted at most num_steps = {num_steps}.")
+            raise ValueError(f"unrolled(truncate={truncate}): expected at most num_steps = {num_steps}.")
     choices = {"mode": (mode, ("reverse", "forward")), "batches": (batches, ("same", "stacked"))}
     for name, (value, allowed) in choices.items():
         if value not in allowed:
-            raise ValueError(f"unrolled({name}={value!r}): wanted one of {allowed}.")
+            raise ValueError(f"unrolled({name}={value!r}): expected one of {allowed}.")
     if not (isinstance(remat, bool) or remat == "sqrt"):
-        raise ValueError(f"unrolled(remat={remat!r}): wanted True, False or 'sqrt'.")
+        raise ValueError(f"unrolled(remat={remat!r}): expected True, False or 'sqrt'.")
 
 
 def _check_stacked(batch, num_steps: int) -> None:
@@ -299,5 +299,5 @@ def _check_stacked(batch, num_steps: int) -> None:
         if jnp.shape(leaf)[:1] != (num_steps,):
             raise ValueError(
                 f"unrolled(batches='stacked'): inner_batch has a leaf of shape {jnp.shape(leaf)} at "
-                f"{jax.tree_util.keystr(path)!r}; wanted a leading axis of num_steps = {num_steps}."
+                f"{jax.tree_util.keystr(path)!r}; expected a leading axis of num_steps = {num_steps}."
             )

@@ -70,7 +70,9 @@ def warm_started(estimator) -> Amortised:
       TypeError: `estimator` is no function.
     """
     if not callable(estimator):
-        raise TypeError(f"warm_started(estimator=) wants implicit(...) or the like and got {type(estimator).__name__}.")
+        raise TypeError(
+            f"warm_started(estimator=): expected implicit(...) or the like, got {type(estimator).__name__}."
+        )
 
     def init(problem, params, meta, inner_batch, outer_batch, *, key=None):
         del inner_batch, outer_batch, key
@@ -126,12 +128,12 @@ def amortise(
     """
     for name, value in (("solver", solver), ("prepare", prepare)):
         if not (callable(value) or (name == "prepare" and value is None)):
-            raise TypeError(f"amortise({name}=) wants a function and got {type(value).__name__}.")
+            raise TypeError(f"amortise({name}=): expected a function, got {type(value).__name__}.")
     base.check_count("amortise", "every", every, 1)
     base.check_count("amortise", "history", history, 1)
     base.check_non_negative("amortise", damping=damping)
     if warm_start not in (True, False, "extrapolate", "project"):
-        raise ValueError(f"amortise(warm_start={warm_start!r}): wanted True, False, 'extrapolate' or 'project'.")
+        raise ValueError(f"amortise(warm_start={warm_start!r}): expected True, False, 'extrapolate' or 'project'.")
     num_changes = {"extrapolate": 1, "project": history - 1}.get(warm_start, 0)
 
     def system_at(problem, params, meta, inner_batch, outer_batch):

@@ -115,4 +115,4 @@ def fisher(losses: Callable, loss: Callable) -> Callable:
 def _check_functions(where: str, **functions) -> None:
     for name, function in functions.items():
         if not callable(function):
-            raise TypeError(f"{where}({name}=) wants a function and got {type(function).__name__}.")
+            raise TypeError(f"{where}({name}=): expected a function, got {type(function).__name__}.")

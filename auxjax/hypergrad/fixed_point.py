@@ -142,11 +142,11 @@ def _difference(old, new):
 
 def _check_problem(where: str, problem) -> None:
     if not isinstance(problem, BilevelProblem):
-        raise TypeError(f"{where} wants a BilevelProblem first and got {type(problem).__name__}.")
+        raise TypeError(f"{where}: expected a BilevelProblem first, got {type(problem).__name__}.")
 
 
 def _check_point(point) -> None:
     if not isinstance(point, OptimizerPoint):
         raise TypeError(
-            f"optimizer_fixed_point: params are {type(point).__name__}; wanted OptimizerPoint(params, opt_state)."
+            f"optimizer_fixed_point: params are {type(point).__name__}; expected OptimizerPoint(params, opt_state)."
         )

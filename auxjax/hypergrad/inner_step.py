@@ -30,12 +30,14 @@ def as_optimizer(where: str, optimizer) -> optax.GradientTransformation:
         return optimizer
     if isinstance(optimizer, bool) or not (isinstance(optimizer, int | float) or hasattr(optimizer, "dtype")):
         raise TypeError(
-            f"{where}(optimizer=) wants a step size or an optax transformation and got {type(optimizer).__name__}."
+            f"{where}(optimizer=): expected a step size or an optax transformation, got {type(optimizer).__name__}."
         )
     if jnp.shape(optimizer) != ():
-        raise ValueError(f"{where}(optimizer=): wanted one step size and got an array of shape {jnp.shape(optimizer)}.")
+        raise ValueError(
+            f"{where}(optimizer=): expected one step size and got an array of shape {jnp.shape(optimizer)}."
+        )
     if not isinstance(optimizer, jax.core.Tracer) and not (math.isfinite(optimizer) and optimizer > 0):
-        raise ValueError(f"{where}(optimizer={optimizer}): wanted a finite step size > 0.")
+        raise ValueError(f"{where}(optimizer={optimizer}): expected a finite step size > 0.")
 
     def update(gradients, state, params=None):
         del params

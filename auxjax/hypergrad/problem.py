@@ -61,16 +61,16 @@ class BilevelProblem:
         if (self.inner is None) == (self.update_field is None):
             came = "none" if self.inner is None else "both"
             raise ValueError(
-                f"BilevelProblem got {came} of inner= and update_field=; wanted exactly one. Give inner=, a scalar "
+                f"BilevelProblem got {came} of inner= and update_field=; expected exactly one. Give inner=, a scalar "
                 "loss, or update_field=, the direction of the lower level's update, if that is not a gradient."
             )
         if not isinstance(self.has_aux, bool):
-            raise TypeError(f"BilevelProblem(has_aux=) wants True or False and got {type(self.has_aux).__name__}.")
+            raise TypeError(f"BilevelProblem(has_aux=): expected True or False, got {type(self.has_aux).__name__}.")
         for name in ("inner", "update_field", "outer", "reduce"):
             value = getattr(self, name)
             optional = name != "outer"
             if not (callable(value) or (optional and value is None)):
-                raise TypeError(f"BilevelProblem({name}=) wants a function and got {type(value).__name__}.")
+                raise TypeError(f"BilevelProblem({name}=): expected a function, got {type(value).__name__}.")
 
 
 class HypergradInfo(NamedTuple):
@@ -135,7 +135,7 @@ def make_level(where: str, problem: BilevelProblem, params, meta) -> Level:
       ValueError: nothing floating in `params` or nothing at all in `meta`.
     """
     if not isinstance(problem, BilevelProblem):
-        raise TypeError(f"{where} wants a BilevelProblem first and got {type(problem).__name__}.")
+        raise TypeError(f"{where}: expected a BilevelProblem first, got {type(problem).__name__}.")
     for path, leaf in jax.tree.leaves_with_path(meta):
         if not _is_float(leaf):
             raise TypeError(
@@ -144,7 +144,9 @@ def make_level(where: str, problem: BilevelProblem, params, meta) -> Level:
             )
     for path, leaf in jax.tree.leaves_with_path(params):
         if jnp.issubdtype(_dtype(leaf), jnp.complexfloating):
-            raise TypeError(f"{where}: params have a complex leaf at {jax.tree_util.keystr(path)!r}; wanted real ones.")
+            raise TypeError(
+                f"{where}: params have a complex leaf at {jax.tree_util.keystr(path)!r}; expected real ones."
+            )
     theta = jax.tree.map(lambda leaf: jnp.asarray(leaf) if _is_float(leaf) else None, params)
     for name, tree in (("params", theta), ("meta", meta)):
         if not jax.tree.leaves(tree):
@@ -259,7 +261,7 @@ def split_aux(problem: BilevelProblem, name: str, value):
         return value, ()
     if not (isinstance(value, tuple) and len(value) == 2):
         raise TypeError(
-            f"BilevelProblem({name}=, has_aux=True) returned {type(value).__name__}; wanted a pair (value, aux) from "
+            f"BilevelProblem({name}=, has_aux=True) returned {type(value).__name__}; expected a pair (value, aux) from "
             "each of the functions given."
         )
     return value
@@ -270,11 +272,11 @@ def check_scalar(what: str, value):
     shapes = jax.tree.map(jnp.shape, value)
     if jax.tree.structure(value) != jax.tree.structure(0) or shapes != ():
         raise ValueError(
-            f"{what} returned {shapes if jax.tree.leaves(value) else value!r}; wanted one number of shape (). Take the "
-            "mean over the batch. Auxiliary outputs are for the losses of a BilevelProblem(has_aux=True) alone."
+            f"{what} returned {shapes if jax.tree.leaves(value) else value!r}; expected one number of shape (). Take "
+            "the mean over the batch. Auxiliary outputs are for the losses of a BilevelProblem(has_aux=True) alone."
         )
     if not _is_float(value):
-        raise TypeError(f"{what} returned a value of type {_describe(value)}; wanted a float.")
+        raise TypeError(f"{what} returned a value of type {_describe(value)}; expected a float.")
     return value
 
 

@@ -27,8 +27,8 @@ def count_batches(where: str, stack) -> int:
     lengths = {shape[:1] for shape in shapes.values()}
     if len(lengths) != 1 or lengths == {()} or lengths == {(0,)}:
         raise ValueError(
-            f"{where}(batches='stacked'): inner_batch has leaves of shapes {shapes}; wanted one first axis for all of "
-            "them, the number of mini-batches."
+            f"{where}(batches='stacked'): inner_batch has leaves of shapes {shapes}; expected one first axis for all "
+            "of them, the number of mini-batches."
         )
     return lengths.pop()[0]
 

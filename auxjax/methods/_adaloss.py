@@ -52,9 +52,9 @@ def adaloss(
       ValueError: an impossible option; a name in `shift` that is no task (when the state is made).
     """
     if form not in ("normalised", "log_auxiliary"):
-        raise ValueError(f"adaloss(form={form!r}): wanted 'normalised' or 'log_auxiliary'.")
+        raise ValueError(f"adaloss(form={form!r}): expected 'normalised' or 'log_auxiliary'.")
     if not is_traced(decay, epsilon) and (not 0 <= decay < 1 or not epsilon > 0):
-        raise ValueError(f"adaloss(decay={decay}, epsilon={epsilon}): wanted 0 <= decay < 1 and epsilon > 0.")
+        raise ValueError(f"adaloss(decay={decay}, epsilon={epsilon}): expected 0 <= decay < 1 and epsilon > 0.")
     options = _Options(form == "normalised", decay, shift, epsilon)
 
     def weights(context, state, batch, key):

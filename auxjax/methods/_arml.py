@@ -207,11 +207,11 @@ def _choose(flag, a, b):
 
 def _check_options(form, projection, total, step_size, temperature, tolerance, min_updates, max_updates):
     if form not in ("merged", "two_stage"):
-        raise ValueError(f"arml(form={form!r}): wanted 'merged' or 'two_stage'.")
+        raise ValueError(f"arml(form={form!r}): expected 'merged' or 'two_stage'.")
     if projection not in ("simplex", "shift_and_clamp"):
-        raise ValueError(f"arml(projection={projection!r}): wanted 'simplex' or 'shift_and_clamp'.")
+        raise ValueError(f"arml(projection={projection!r}): expected 'simplex' or 'shift_and_clamp'.")
     if total is not None and not is_traced(total) and not total > 0:
-        raise ValueError(f"arml(total={total}): wanted a number > 0, or None for the number of auxiliary tasks.")
+        raise ValueError(f"arml(total={total}): expected a number > 0, or None for the number of auxiliary tasks.")
     given = [value for value in (step_size, temperature) if value is not None]
     known = [value for value in given if not is_traced(value)]  # a sweep under vmap checks nothing
     if form == "two_stage" and (len(given) < 2 or any(value < 0 for value in known)):
@@ -223,6 +223,6 @@ def _check_options(form, projection, total, step_size, temperature, tolerance, m
         raise ValueError("arml(form='merged') adds no noise: leave out step_size and temperature, or use 'two_stage'.")
     if not (is_traced(tolerance) or tolerance > 0) or not 0 < min_updates <= max_updates:
         raise ValueError(
-            f"arml(tolerance={tolerance}, min_updates={min_updates}, max_updates={max_updates}): wanted "
+            f"arml(tolerance={tolerance}, min_updates={min_updates}, max_updates={max_updates}): expected "
             "tolerance > 0 and 0 < min_updates <= max_updates."
         )

@@ -47,11 +47,12 @@ def auto_lambda(
         finite differences (from the outer update).
     """
     if form not in ("finite_difference", "exact"):
-        raise ValueError(f"auto_lambda(form={form!r}): wanted 'finite_difference' or 'exact'.")
+        raise ValueError(f"auto_lambda(form={form!r}): expected 'finite_difference' or 'exact'.")
     known = not is_traced(epsilon, initial)
     if known and (not 0 < epsilon < float("inf") or not -float("inf") < initial < float("inf") or initial == 0):
         raise ValueError(
-            f"auto_lambda(epsilon={epsilon}, initial={initial}): wanted finite numbers, epsilon > 0 and initial not 0."
+            f"auto_lambda(epsilon={epsilon}, initial={initial}): expected finite numbers, epsilon > 0 and initial not "
+            "0."
         )
     optimizer = optax.adam(1e-4) if outer_optimizer is None else outer_optimizer
     options = _Options(optimizer, form == "exact", epsilon, initial)

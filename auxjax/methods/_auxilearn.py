@@ -67,14 +67,14 @@ def auxilearn(
       ValueError: an impossible option; losses that do not fit the form (when the state is made).
     """
     if form not in _FORMS:
-        raise ValueError(f"auxilearn(form={form!r}): wanted one of {', '.join(_FORMS)}.")
+        raise ValueError(f"auxilearn(form={form!r}): expected one of {', '.join(_FORMS)}.")
     if constraint not in CONSTRAINTS:
-        raise ValueError(f"auxilearn(constraint={constraint!r}): wanted one of {', '.join(CONSTRAINTS)}.")
+        raise ValueError(f"auxilearn(constraint={constraint!r}): expected one of {', '.join(CONSTRAINTS)}.")
     sizes = channels if form == "convolutional" else hidden
     if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
-        raise ValueError(f"auxilearn(hidden={hidden}, channels={channels}): wanted one or more whole numbers >= 1.")
+        raise ValueError(f"auxilearn(hidden={hidden}, channels={channels}): expected one or more whole numbers >= 1.")
     if upper is not None and not is_traced(upper) and not upper > 0:
-        raise ValueError(f"auxilearn(upper={upper}): wanted a number > 0.")
+        raise ValueError(f"auxilearn(upper={upper}): expected a number > 0.")
     level = outer_level.make_outer_level("auxilearn", outer_optimizer, hypergradient, warm_start)
     options = _Options(level, _combiner(form, hidden, channels, upper, constraint), constraint)
 
@@ -137,7 +137,8 @@ def _check_losses(combiner, out, names) -> None:
     shapes = {name: getattr((out.maps or {}).get(name), "shape", ()) for name in names}
     if len(set(shapes.values())) > 1 or any(len(shape) != 3 for shape in shapes.values()):
         raise ValueError(
-            f"auxilearn(form='convolutional') wants TaskLosses.maps, one [n, height, width] per task, and got {shapes}."
+            f"auxilearn(form='convolutional'): expected TaskLosses.maps, one [n, height, width] per task,, got "
+            f"{shapes}."
         )
 
 

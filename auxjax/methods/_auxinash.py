@@ -70,9 +70,9 @@ def auxinash(
       ValueError: an impossible option; no auxiliary task (when the state is made).
     """
     if refresh not in ("inner", "outer"):
-        raise ValueError(f"auxinash(refresh={refresh!r}): wanted 'inner' or 'outer'.")
+        raise ValueError(f"auxinash(refresh={refresh!r}): expected 'inner' or 'outer'.")
     if not is_traced(smallest) and not 0 < smallest < 1:
-        raise ValueError(f"auxinash(smallest={smallest}): wanted a number between 0 and 1.")
+        raise ValueError(f"auxinash(smallest={smallest}): expected a number between 0 and 1.")
     optimizer = optax.sgd(5e-3, momentum=0.9) if outer_optimizer is None else outer_optimizer
     level = outer_level.make_outer_level("auxinash", optimizer, hypergradient, warm_start)
     options = _Options(level, refresh == "inner", smallest, chunk)

@@ -51,9 +51,9 @@ def cosine_similarity(
       ValueError: an impossible option; no auxiliary task (when the state is made).
     """
     if form not in ("gate", "weighted"):
-        raise ValueError(f"cosine_similarity(form={form!r}): wanted 'gate' or 'weighted'.")
+        raise ValueError(f"cosine_similarity(form={form!r}): expected 'gate' or 'weighted'.")
     if not is_traced(auxiliary_weight) and not 0 <= auxiliary_weight < float("inf"):
-        raise ValueError(f"cosine_similarity(auxiliary_weight={auxiliary_weight}): wanted a finite number >= 0.")
+        raise ValueError(f"cosine_similarity(auxiliary_weight={auxiliary_weight}): expected a finite number >= 0.")
     options = _Options(form == "gate", module_of, auxiliary_weight, chunk)
 
     def weights(context, state, batch, key):

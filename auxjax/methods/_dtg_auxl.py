@@ -92,9 +92,9 @@ def dtg_auxl(
     _check_choice("targets", targets, ("generated", "random"))
     _check_choice("jacobian", jacobian, ("held_fixed", "exact"))
     if not (labels is None or callable(labels)):
-        raise TypeError(f"dtg_auxl(labels=): wanted a function of the batch or None, got {type(labels).__name__}.")
+        raise TypeError(f"dtg_auxl(labels=): expected a function of the batch or None, got {type(labels).__name__}.")
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 2):
-        raise ValueError(f"dtg_auxl(num_classes={num_classes!r}): wanted a whole number of at least 2.")
+        raise ValueError(f"dtg_auxl(num_classes={num_classes!r}): expected a whole number of at least 2.")
     options = _Options(
         generator=_generator(generator, num_generated, task, features, hidden),
         pairing={"partner": partner, "labels": labels, "num_classes": num_classes},
@@ -133,7 +133,7 @@ class _Options(NamedTuple):
 
 def _check_choice(option: str, value: str, choices) -> None:
     if value not in choices:
-        raise ValueError(f"dtg_auxl({option}={value!r}): wanted one of {', '.join(choices)}.")
+        raise ValueError(f"dtg_auxl({option}={value!r}): expected one of {', '.join(choices)}.")
 
 
 def _generator(given, num_generated, task, features, hidden) -> generators.JointGenerator:
@@ -144,7 +144,7 @@ def _generator(given, num_generated, task, features, hidden) -> generators.Joint
         return generators.joint_generator(num_generated, task=task, features=form, hidden=hidden)
     if not isinstance(given, generators.JointGenerator):
         raise TypeError(
-            f"dtg_auxl(generator=): wanted a JointGenerator (auxjax.formulas.joint_generator), got {given!r}."
+            f"dtg_auxl(generator=): expected a JointGenerator (auxjax.formulas.joint_generator), got {given!r}."
         )
     if num_generated is not None or features == "mixed":
         raise ValueError("dtg_auxl(generator=): num_generated and features='mixed' are of the ready-made one.")
@@ -198,7 +198,7 @@ def _joint_loss(options, context, params, model_state, batch, key, meta, targets
     losses = context.model.feature_loss(*arguments if model_state is None else (*arguments, model_state))
     if jnp.shape(losses) != targets.shape[:1] or not jnp.issubdtype(jnp.result_type(losses), jnp.floating):
         raise ValueError(
-            f"feature_loss returned {jnp.result_type(losses)}{list(jnp.shape(losses))}; wanted floating "
+            f"feature_loss returned {jnp.result_type(losses)}{list(jnp.shape(losses))}; expected floating "
             f"[{targets.shape[0]}], one loss per generated instance."
         )
     generated = masked_mean(losses, pairs.mask)
@@ -258,10 +258,10 @@ def _check_generated(options, meta, pairs) -> None:
     wanted = pairs.primary.shape
     found = jax.eval_shape(partial(_features, options), meta, pairs).shape
     if found != wanted:
-        raise ValueError(f"dtg_auxl(generator=) made features of shape {found}; wanted {wanted}.")
+        raise ValueError(f"dtg_auxl(generator=) made features of shape {found}; expected {wanted}.")
     found = jax.eval_shape(partial(_targets, options), meta, pairs).shape
     if len(found) != 2 or found[0] != wanted[0]:
-        raise ValueError(f"dtg_auxl(generator=) made targets of shape {found}; wanted [{wanted[0]}, k].")
+        raise ValueError(f"dtg_auxl(generator=) made targets of shape {found}; expected [{wanted[0]}, k].")
 
 
 def _inner(options, context, state, batch, key):

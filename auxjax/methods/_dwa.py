@@ -53,7 +53,7 @@ def dwa(*, window: int = 100, temperature: float = 2.0) -> base.Method:
     """
     if not isinstance(window, int) or window < 1 or not (is_traced(temperature) or temperature > 0):
         raise ValueError(
-            f"dwa(window={window}, temperature={temperature}): wanted a whole number >= 1 and a number > 0."
+            f"dwa(window={window}, temperature={temperature}): expected a whole number >= 1 and a number > 0."
         )
 
     def weights(context, state, batch, key):

@@ -25,9 +25,9 @@ def equal(*, auxiliary_weight: float = 1.0, reduction: str = "sum") -> base.Meth
       ValueError: a negative weight or another reduction.
     """
     if not is_traced(auxiliary_weight) and not auxiliary_weight >= 0:
-        raise ValueError(f"equal(auxiliary_weight={auxiliary_weight}): wanted a number >= 0.")
+        raise ValueError(f"equal(auxiliary_weight={auxiliary_weight}): expected a number >= 0.")
     if reduction not in ("sum", "mean"):
-        raise ValueError(f"equal(reduction={reduction!r}): wanted 'sum' or 'mean'.")
+        raise ValueError(f"equal(reduction={reduction!r}): expected 'sum' or 'mean'.")
 
     def weights_of(context, out):
         scale = 1.0 if reduction == "sum" else 1.0 / len(out.values)

@@ -23,10 +23,10 @@ def fixed_weights(*, weights: Mapping[str, float]) -> base.Method:
       ValueError: a weight that is not finite; a name that is no task (when the state is made).
     """
     if not isinstance(weights, Mapping):
-        raise TypeError(f"fixed_weights(weights=): wanted {{task: weight}}, got {type(weights).__name__}.")
+        raise TypeError(f"fixed_weights(weights=): expected {{task: weight}}, got {type(weights).__name__}.")
     for task, weight in weights.items():
         if not is_traced(weight) and not -float("inf") < weight < float("inf"):
-            raise ValueError(f"fixed_weights(weights=): the weight of {task!r} is {weight}; wanted a finite number.")
+            raise ValueError(f"fixed_weights(weights=): the weight of {task!r} is {weight}; expected a finite number.")
     chosen = {task: weight if is_traced(weight) else float(weight) for task, weight in weights.items()}
 
     def init(context, state, batch, key):

@@ -73,7 +73,7 @@ def gradnorm(
     """
     if not is_traced(asymmetry, smallest) and (not 0 <= asymmetry < float("inf") or not 0 <= smallest < 1):
         raise ValueError(
-            f"gradnorm(asymmetry={asymmetry}, smallest={smallest}): wanted asymmetry >= 0, 0 <= smallest < 1."
+            f"gradnorm(asymmetry={asymmetry}, smallest={smallest}): expected asymmetry >= 0, 0 <= smallest < 1."
         )
     optimizer = optax.adam(0.025) if outer_optimizer is None else outer_optimizer
     options = _Options(optimizer, asymmetry, layer, weigh_primary, smallest, chunk)

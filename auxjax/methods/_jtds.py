@@ -82,9 +82,9 @@ def jtds(
       ValueError: an unknown option; a model without features (when the state is made).
     """
     if activation not in ("sigmoid", "softplus"):
-        raise ValueError(f"jtds(activation={activation!r}): wanted 'sigmoid' or 'softplus'.")
+        raise ValueError(f"jtds(activation={activation!r}): expected 'sigmoid' or 'softplus'.")
     if jacobian not in ("held_fixed", "exact"):
-        raise ValueError(f"jtds(jacobian={jacobian!r}): wanted 'held_fixed' or 'exact'.")
+        raise ValueError(f"jtds(jacobian={jacobian!r}): expected 'held_fixed' or 'exact'.")
     options = _Options(
         level=outer_level.make_outer_level("jtds", outer_optimizer, hypergradient, warm_start),
         squash={"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}[activation],
@@ -206,7 +206,7 @@ def standardised(losses: jax.Array, mask: jax.Array | None, reduce: Callable = b
     labelled = jnp.ones(losses.shape, bool) if mask is None else mask
     safe = jnp.where(labelled, losses, jnp.zeros((), losses.dtype))
     centred = jnp.where(labelled, safe - reduce(masked_mean(safe, labelled)), jnp.zeros((), losses.dtype))
-    # First to a size of 1, held fixed: losses that are learnt by heart would be lost beside the 1e-12.
+    # First to a size of 1, held fixed: losses that are memorised would be lost beside the 1e-12.
     peak = reduce(jax.lax.stop_gradient(jnp.max(jnp.abs(centred))))
     centred = centred / jnp.where(peak > 0, peak, jnp.ones_like(peak))
     # Under the root: its derivative at 0 is finite, so equal losses do not make NaN in the exact Jacobian.

@@ -64,11 +64,11 @@ def maoal(
       ValueError: an impossible option; no auxiliary task (when the state is made).
     """
     if constraint not in _CONSTRAINTS:
-        raise ValueError(f"maoal(constraint={constraint!r}): wanted one of {', '.join(_CONSTRAINTS)}.")
+        raise ValueError(f"maoal(constraint={constraint!r}): expected one of {', '.join(_CONSTRAINTS)}.")
     if reduction not in ("sum", "mean"):
-        raise ValueError(f"maoal(reduction={reduction!r}): wanted 'sum' or 'mean'.")
+        raise ValueError(f"maoal(reduction={reduction!r}): expected 'sum' or 'mean'.")
     if not is_traced(auxiliary_weight) and not 0 <= auxiliary_weight < float("inf"):
-        raise ValueError(f"maoal(auxiliary_weight={auxiliary_weight}): wanted a finite number >= 0.")
+        raise ValueError(f"maoal(auxiliary_weight={auxiliary_weight}): expected a finite number >= 0.")
     options = _Options(
         module_of=module_of or (lambda path: path.split("/")[0]),
         level=outer_level.make_outer_level("maoal", outer_optimizer, hypergradient, warm_start),

@@ -98,8 +98,8 @@ def _labelling(labels, sub_classes, outputs, batch) -> generation.Labelling:
     """The labels from the generator's outputs."""
     if not hasattr(outputs, "ndim"):
         raise TypeError(
-            f"maxl(generator=): apply returned {type(outputs).__name__}; wanted the logits [n, classes x sub_classes]. "
-            "Generators that give weights as well are for method 'wamal'."
+            f"maxl(generator=): apply returned {type(outputs).__name__}; expected the logits [n, classes x "
+            "sub_classes]. Generators that give weights as well are for method 'wamal'."
         )
     return generation.Labelling(soft_labels.masked_softmax(outputs, labels(batch), sub_classes))
 
@@ -152,15 +152,15 @@ def _check_options(options: Options) -> None:
     weights = ("auxiliary_weight", "entropy_weight", "sharpness_weight")
     generation.check_weight(name, **{option: getattr(options, option) for option in weights})
     if not callable(options.labels):
-        raise TypeError(f"{name}(labels=): wanted a function of the batch, got {type(options.labels).__name__}.")
+        raise TypeError(f"{name}(labels=): expected a function of the batch, got {type(options.labels).__name__}.")
     if options.form not in FORMS:
-        raise ValueError(f"{name}(form={options.form!r}): wanted one of {', '.join(FORMS)}.")
+        raise ValueError(f"{name}(form={options.form!r}): expected one of {', '.join(FORMS)}.")
     for option in ("sub_classes", "look_ahead_steps"):
         value = getattr(options, option)
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}({option}={value!r}): wanted a whole number of at least 1.")
+            raise ValueError(f"{name}({option}={value!r}): expected a whole number of at least 1.")
     if not is_traced(options.epsilon) and not 0 < options.epsilon < float("inf"):
-        raise ValueError(f"{name}(epsilon={options.epsilon}): wanted a finite number > 0.")
+        raise ValueError(f"{name}(epsilon={options.epsilon}): expected a finite number > 0.")
     steps = options.look_ahead_steps
     if options.form == "finite_difference" and steps > 1:
         raise ValueError(f"{name}(form='finite_difference') looks one step ahead; got look_ahead_steps={steps}.")

@@ -62,14 +62,14 @@ def n_jtds(
       ValueError: an impossible option; ids that do not fit the losses (when the state is made).
     """
     if not callable(ids):
-        raise TypeError(f"n_jtds(ids=): wanted a function from a batch to the ids of its examples, got {ids!r}.")
+        raise TypeError(f"n_jtds(ids=): expected a function from a batch to the ids of its examples, got {ids!r}.")
     sizes = num_examples.values() if isinstance(num_examples, Mapping) else [num_examples]
     if not all(isinstance(size, int) and size >= 1 for size in sizes):
-        raise ValueError(f"n_jtds(num_examples={num_examples}): wanted whole numbers of at least 1.")
+        raise ValueError(f"n_jtds(num_examples={num_examples}): expected whole numbers of at least 1.")
     if activation not in ("softplus", "sigmoid"):
-        raise ValueError(f"n_jtds(activation={activation!r}): wanted 'softplus' or 'sigmoid'.")
+        raise ValueError(f"n_jtds(activation={activation!r}): expected 'softplus' or 'sigmoid'.")
     if not is_traced(spread) and not 0 <= spread < float("inf"):
-        raise ValueError(f"n_jtds(spread={spread}): wanted a standard deviation >= 0.")
+        raise ValueError(f"n_jtds(spread={spread}): expected a standard deviation >= 0.")
     optimizer = optax.adam(0.1) if outer_optimizer is None else outer_optimizer
     options = _Options(
         num_examples=num_examples,
@@ -134,7 +134,7 @@ def _init(options, context, state, batch, key):
         wanted, found = out.values[task].shape, jnp.shape(ids[task])
         if found != wanted or not jnp.issubdtype(jnp.result_type(ids[task]), jnp.integer):
             raise ValueError(
-                f"n_jtds(ids=) gives task {task!r} {jnp.result_type(ids[task])}{list(found)}; wanted "
+                f"n_jtds(ids=) gives task {task!r} {jnp.result_type(ids[task])}{list(found)}; expected "
                 f"int{list(wanted)}, the place of every example of the batch in the training data."
             )
     rows = _gather(table, ids)

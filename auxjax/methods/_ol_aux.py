@@ -66,9 +66,9 @@ def ol_aux(
       ValueError: an impossible option; no auxiliary task (when the state is made).
     """
     if form not in ("n_step", "one_step"):
-        raise ValueError(f"ol_aux(form={form!r}): wanted 'n_step' or 'one_step'.")
+        raise ValueError(f"ol_aux(form={form!r}): expected 'n_step' or 'one_step'.")
     if not is_traced(initial) and not -float("inf") < initial < float("inf"):
-        raise ValueError(f"ol_aux(initial={initial}): wanted a finite number.")
+        raise ValueError(f"ol_aux(initial={initial}): expected a finite number.")
     optimizer = optax.sgd(0.05) if outer_optimizer is None else outer_optimizer
     options = _Options(optimizer, form == "n_step", initial, clamp)
 

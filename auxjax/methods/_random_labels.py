@@ -44,10 +44,10 @@ def random_labels(
     generation.check_weight("random_labels", auxiliary_weight=auxiliary_weight)
     for name, value in (("num_classes", num_classes), ("sub_classes", sub_classes)):
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"random_labels({name}={value!r}): wanted a whole number of at least 1.")
+            raise ValueError(f"random_labels({name}={value!r}): expected a whole number of at least 1.")
     for name, value in (("labels", labels), ("ids", ids)):
         if not callable(value):
-            raise TypeError(f"random_labels({name}=): wanted a function of the batch, got {type(value).__name__}.")
+            raise TypeError(f"random_labels({name}=): expected a function of the batch, got {type(value).__name__}.")
 
     def labelling(key, batch, dtype):
         known, numbers = generation.primary_labels("random_labels", labels, batch), ids(batch)
@@ -61,7 +61,7 @@ def random_labels(
         found = jnp.shape(ids(batch))
         if found != jnp.shape(labels(batch)) or not jnp.issubdtype(jnp.result_type(ids(batch)), jnp.integer):
             raise ValueError(
-                f"random_labels(ids=) returned {jnp.result_type(ids(batch))}{list(found)}; wanted one integer per "
+                f"random_labels(ids=) returned {jnp.result_type(ids(batch))}{list(found)}; expected one integer per "
                 f"example, [{jnp.shape(labels(batch))[0]}]."
             )
         return jax.random.clone(key)

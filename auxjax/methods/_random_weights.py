@@ -32,7 +32,7 @@ def random_weights(*, distribution: str = "normal", redraw: bool = True, weigh_p
       ValueError: another distribution.
     """
     if distribution not in ("normal", "dirichlet"):
-        raise ValueError(f"random_weights(distribution={distribution!r}): wanted 'normal' or 'dirichlet'.")
+        raise ValueError(f"random_weights(distribution={distribution!r}): expected 'normal' or 'dirichlet'.")
 
     def draw(context, out, key):
         tasks = sorted(out.values) if weigh_primary else base.auxiliary_tasks(out, context.model.primary)

@@ -197,8 +197,8 @@ def _init(options, context, state, batch, key):
     wanted = out.values[context.model.primary].shape
     if labels.shape != wanted:
         raise ValueError(
-            f"rl_aux(labels=) returned the shape {labels.shape}; wanted {wanted}, one class per example of the primary "
-            "task."
+            f"rl_aux(labels=) returned the shape {labels.shape}; expected {wanted}, one class per example of the "
+            "primary task."
         )
     return outer_level.OuterState(*inner_step.start("rl_aux", options.optimizer, None, meta), ())
 
@@ -350,9 +350,9 @@ def _check_options(options) -> None:
     reading = options.reading
     generation.check_generator("rl_aux", reading.generator)
     if not callable(reading.labels):
-        raise TypeError(f"rl_aux(labels=): wanted a function of the batch, got {type(reading.labels).__name__}.")
+        raise TypeError(f"rl_aux(labels=): expected a function of the batch, got {type(reading.labels).__name__}.")
     if reading.weighted not in (None, True, False):
-        raise TypeError(f"rl_aux(weighted={reading.weighted!r}): wanted True, False or None.")
+        raise TypeError(f"rl_aux(weighted={reading.weighted!r}): expected True, False or None.")
     generation.check_weight(
         "rl_aux",
         auxiliary_weight=options.weight,
@@ -362,14 +362,14 @@ def _check_options(options) -> None:
     )
     for name, allowed in _CHOICES.items():
         if getattr(options, name) not in allowed:
-            raise ValueError(f"rl_aux({name}={getattr(options, name)!r}): wanted one of {', '.join(allowed)}.")
+            raise ValueError(f"rl_aux({name}={getattr(options, name)!r}): expected one of {', '.join(allowed)}.")
     least = {"sub_classes": 1, "weight_bins": 2, "num_rollouts": 1, "epochs": 1, "chunk": 1}
     for name, smallest in least.items():
         value = getattr(reading if hasattr(reading, name) else options, name)
         if not (isinstance(value, int) and value >= smallest) and not (name == "chunk" and value is None):
-            raise ValueError(f"rl_aux({name}={value!r}): wanted a whole number of at least {smallest}.")
+            raise ValueError(f"rl_aux({name}={value!r}): expected a whole number of at least {smallest}.")
     if not is_traced(options.clip) and not 0 < options.clip < 1:
-        raise ValueError(f"rl_aux(clip={options.clip}): wanted a number between 0 and 1, such as 0.2.")
+        raise ValueError(f"rl_aux(clip={options.clip}): expected a number between 0 and 1, such as 0.2.")
     if options.num_rollouts < 2 and (options.baseline == "leave_one_out" or options.standardise):
         raise ValueError(
             "rl_aux(num_rollouts=1) has nothing to compare a reward with. Give at least 2, or baseline='value' and "

@@ -65,12 +65,16 @@ def uncertainty(
       ValueError: an impossible option; a name in `regression` that is no task (when the state is made).
     """
     if form not in ("paper", "public_code"):
-        raise ValueError(f"uncertainty(form={form!r}): wanted 'paper' or 'public_code'.")
+        raise ValueError(f"uncertainty(form={form!r}): expected 'paper' or 'public_code'.")
     if isinstance(regression, str):
-        raise ValueError(f"uncertainty(regression={regression!r}): wanted a tuple of names, such as ({regression!r},).")
+        raise ValueError(
+            f"uncertainty(regression={regression!r}): expected a tuple of names, such as ({regression!r},)."
+        )
     start = (0.0 if form == "paper" else -0.5) if initial is None else initial
     if not is_traced(start, smallest) and not smallest <= start < float("inf"):
-        raise ValueError(f"uncertainty(initial={start}, smallest={smallest}): wanted smallest <= initial, both finite.")
+        raise ValueError(
+            f"uncertainty(initial={start}, smallest={smallest}): expected smallest <= initial, both finite."
+        )
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
     options = _Options(optimizer, tuple(regression), form == "public_code", start, smallest, weigh_primary)
 

@@ -24,7 +24,7 @@ def images(x: jax.Array, *, halvings: int, where: str, advice: str, dtype=None, 
     least = 2**halvings
     if x.ndim != 4 or min(x.shape[1:3]) < least:
         raise ValueError(
-            f"{where}(x) has shape {x.shape}; wanted [n, h, w, c] with h and w at least {least}, since each of the "
+            f"{where}(x) has shape {x.shape}; expected [n, h, w, c] with h and w at least {least}, since each of the "
             f"{halvings} stages halves them. {advice}"
         )
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype or param_dtype)
@@ -67,7 +67,7 @@ def normalise(
         return nn.GroupNorm(math.gcd(groups, x.shape[-1]), **kinds)(x)
     if norm == "batch":
         return nn.BatchNorm(use_running_average=not train, momentum=momentum, **kinds)(x)
-    raise ValueError(f'{where}(norm) is {norm!r}; wanted "none", "group" or "batch".')
+    raise ValueError(f'{where}(norm) is {norm!r}; expected "none", "group" or "batch".')
 
 
 def mean_pool(x: jax.Array) -> jax.Array:

@@ -41,7 +41,7 @@ class MLP(nn.Module):
         """
         del train
         if x.ndim < 2:
-            raise ValueError(f"MLP(x) has shape {x.shape}; wanted [n, ...] with the examples first.")
+            raise ValueError(f"MLP(x) has shape {x.shape}; expected [n, ...] with the examples first.")
         x = x.reshape(x.shape[0], -1)
         if not jnp.issubdtype(x.dtype, jnp.floating):
             x = x.astype(self.dtype or self.param_dtype)

@@ -55,7 +55,7 @@ def apply_heads(
         if "/" in task:
             raise ValueError(f'{where}(heads) has a task {task!r}; a name must not hold a "/", which separates paths.')
         if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{where}(heads[{task!r}]) is {size!r}; wanted the number of outputs, an int >= 1.")
+            raise ValueError(f"{where}(heads[{task!r}]) is {size!r}; expected the number of outputs, an int >= 1.")
         x = features
         for i, width in enumerate(hidden):
             x = nn.relu(nn.Dense(width, dtype=dtype, param_dtype=param_dtype, name=f"head_{task}_hidden_{i}")(x))

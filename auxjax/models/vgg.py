@@ -66,7 +66,7 @@ class VGG(nn.Module):
           ValueError: `depth` or `norm` is unknown, or the images are no images or too small.
         """
         if self.depth not in CONVOLUTIONS:
-            raise ValueError(f"VGG(depth) is {self.depth!r}; wanted one of {', '.join(map(str, CONVOLUTIONS))}.")
+            raise ValueError(f"VGG(depth) is {self.depth!r}; expected one of {', '.join(map(str, CONVOLUTIONS))}.")
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         advice = "Enlarge smaller images, or use ConvNet."
         x = layers.images(x, halvings=len(_WIDER), where="VGG", advice=advice, **kinds)

@@ -3,7 +3,7 @@
     x_k = argmin over x in x_0 + M span{r_0, A M r_0, ..., (A M)^{k-1} r_0} of  ||b - A x||
 
 with M the preconditioner, on the right, so that the residual is that of the system itself. The answer for update fields
-that are no gradients, whose J^T is not symmetric. All vectors of the Krylov space are kept and made orthogonal twice;
+that are not gradients, whose J^T is not symmetric. All vectors of the Krylov space are kept and made orthogonal twice;
 A becomes a small Hessenberg matrix, whose least-squares problem is solved with its singular values, so that singular
 matrices have a finite answer.
 

@@ -126,19 +126,19 @@ def neumann(
 def _require_entries(system) -> None:
     if system.entry is None:
         raise ValueError(
-            "neumann(fresh_batches=True) wants a mean of mini-batches and got one matrix. Use "
+            "neumann(fresh_batches=True): expected a mean of mini-batches, got one matrix. Use "
             "implicit(neumann(..., fresh_batches=True), batches='stacked') with stacked inner batches."
         )
 
 
 def _check_step_size(step_size) -> None:
     if jnp.shape(step_size) != ():
-        raise ValueError(f"neumann(step_size=): wanted one number and got an array of shape {jnp.shape(step_size)}.")
+        raise ValueError(f"neumann(step_size=): expected one number and got an array of shape {jnp.shape(step_size)}.")
     if isinstance(step_size, jax.Array):  # a result, mostly of `power_iteration`, whose value is data
         return
     base.check_non_negative("neumann", step_size=step_size)
     if step_size == 0:
-        raise ValueError("neumann(step_size=0): wanted a positive number, or None for an automatic step.")
+        raise ValueError("neumann(step_size=0): expected a positive number, or None for an automatic step.")
 
 
 def _start(system, damping, step_size) -> _Iterate:

@@ -70,7 +70,7 @@ def nystrom(rank: int, *, damping: float, rtol: float = 1e-3):
     base.check_non_negative("nystrom", damping=damping, rtol=rtol)
     if damping == 0:
         raise ValueError(
-            "nystrom(damping=0): wanted a positive number. A low-rank matrix has no inverse without one; "
+            "nystrom(damping=0): expected a positive number. A low-rank matrix has no inverse without one; "
             "about as large as the curvature that may be ignored is a good start."
         )
 

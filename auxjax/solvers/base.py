@@ -93,7 +93,7 @@ def make_system(where: str, matvec, b, init, key) -> System:
       ValueError: `b` has no leaves, or `init` or `matvec(b)` has another structure or other shapes than `b`.
     """
     if not callable(matvec):
-        raise TypeError(f"{where} solve(matvec=) wants a function x -> A x and got {type(matvec).__name__}.")
+        raise TypeError(f"{where} solve(matvec=): expected a function x -> A x, got {type(matvec).__name__}.")
     if key is not None:
         check_key(key, f"{where} solve(key=)")
     b = check_floating(f"{where} solve(b=)", b)
@@ -128,7 +128,7 @@ def check_floating(what: str, tree):
         raise ValueError(f"{what} has no leaves.")
     for leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"{what} has a leaf of dtype {leaf.dtype}; wanted real floating arrays.")
+            raise TypeError(f"{what} has a leaf of dtype {leaf.dtype}; expected real floating arrays.")
     return tree
 
 
@@ -136,7 +136,7 @@ def check_like(what: str, tree, like, name: str) -> None:
     """Raises ValueError unless `tree` has the structure and the shapes of `like`, which messages call `name`."""
     came, wanted = jax.tree.structure(tree), jax.tree.structure(like)
     if came != wanted:
-        raise ValueError(f"{what} has the structure {came}; wanted that of {name}, {wanted}.")
+        raise ValueError(f"{what} has the structure {came}; expected that of {name}, {wanted}.")
     pairs = zip(jax.tree.leaves_with_path(like), jax.tree.leaves(tree), strict=True)
     for (path, leaf), other in pairs:
         if jnp.shape(other) != jnp.shape(leaf):
@@ -193,12 +193,12 @@ def check_non_negative(where: str, **options) -> None:
         if isinstance(value, jax.core.Tracer):
             raise TypeError(f"{where}({name}=) is a traced value; solver options are Python numbers.")
         if not math.isfinite(value) or value < 0:
-            raise ValueError(f"{where}({name}={value!r}): wanted a finite number >= 0.")
+            raise ValueError(f"{where}({name}={value!r}): expected a finite number >= 0.")
 
 
 def check_count(where: str, name: str, value, least: int) -> None:
     """Raises unless `value` is a Python integer of at least `least`."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{where}({name}={value!r}): wanted an integer known at trace time.")
+        raise TypeError(f"{where}({name}={value!r}): expected an integer known at trace time.")
     if value < least:
-        raise ValueError(f"{where}({name}={value}): wanted at least {least}.")
+        raise ValueError(f"{where}({name}={value}): expected at least {least}.")

@@ -39,7 +39,7 @@ def galerkin(matvec, b, directions: list, *, damping: float = 0.0):
       TypeError, ValueError: as any solver, about `matvec` and `b`; `directions` that is empty or not like `b`.
     """
     if not directions:
-        raise ValueError("galerkin(directions=) is empty; wanted at least one pytree like b.")
+        raise ValueError("galerkin(directions=) is empty; expected at least one pytree like b.")
     for number, direction in enumerate(directions):
         base.check_like(f"galerkin(directions=)[{number}]", direction, b, "b")
     base.check_non_negative("galerkin", damping=damping)

@@ -106,7 +106,7 @@ def choose_unroll(where: str, unroll, steps: int) -> bool:
     if unroll is None:
         return jax.default_backend() == "cpu" and steps <= UNROLLED_STEPS
     if not isinstance(unroll, bool):
-        raise TypeError(f"{where}(unroll={unroll!r}): wanted True, False, or None to choose by the backend.")
+        raise TypeError(f"{where}(unroll={unroll!r}): expected True, False, or None to choose by the backend.")
     return unroll
 
 

@@ -34,7 +34,7 @@ def power_iteration(num_steps: int = 1, *, first_steps: int = 10):
     """A few steps of the power iteration as `prepare` of `amortise`.
 
     Args:
-      num_steps: products per call that goes on from an earlier estimate.
+      num_steps: products per call that resumes from an earlier estimate.
       first_steps: products of the first call, which starts from the right-hand side.
 
     Returns:

@@ -35,9 +35,9 @@ def rotate_batch(images: jax.Array, turns: jax.Array) -> jax.Array:
     _check_images(where, images)
     turns = jnp.asarray(turns)
     if not jnp.issubdtype(turns.dtype, jnp.integer):
-        raise TypeError(f"{where}(turns) has dtype {turns.dtype}; wanted integers, numbers of quarter turns.")
+        raise TypeError(f"{where}(turns) has dtype {turns.dtype}; expected integers, numbers of quarter turns.")
     if turns.shape != images.shape[:1]:
-        raise ValueError(f"{where}(turns) has shape {turns.shape}; wanted {images.shape[:1]}, one per image.")
+        raise ValueError(f"{where}(turns) has shape {turns.shape}; expected {images.shape[:1]}, one per image.")
     turns = jnp.mod(turns, jnp.asarray(4, turns.dtype))[:, None, None, None]
     half = jnp.where(turns >= 2, images[:, ::-1, ::-1], images)
     return jnp.where((turns == 1) | (turns == 3), jnp.rot90(half, axes=(1, 2)), half)
@@ -84,6 +84,6 @@ def all_rotations(images: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _check_images(where: str, images) -> None:
     if images.ndim != 4 or images.shape[1] != images.shape[2]:
         raise ValueError(
-            f"{where}(images) has shape {images.shape}; wanted [n, h, w, c] with h = w, since a quarter turn swaps "
+            f"{where}(images) has shape {images.shape}; expected [n, h, w, c] with h = w, since a quarter turn swaps "
             "height and width. Crop or pad to a square first."
         )

@@ -65,7 +65,7 @@ def restore(manager, like, step: int | None = None) -> Restored | None:
 
     Args:
       manager: from `open_checkpoints`.
-      like: a pytree with the structure, shapes, dtypes and placement wanted, such as a fresh initial state.
+      like: a pytree with the structure, shapes, dtypes and placement expected, such as a fresh initial state.
       step: number of one that is there; `None` is the newest.
 
     Raises:

@@ -67,7 +67,7 @@ def estimate_memory(step: Callable, state: TrainState, inner_batch: Any, outer_b
     """
     if not hasattr(step, "lower"):
         raise TypeError(
-            f"estimate_memory(step=): wanted the step of make_step or another jitted function, got "
+            f"estimate_memory(step=): expected the step of make_step or another jitted function, got "
             f"{type(step).__name__}. Wrap it: jax.jit(step)."
         )
     lowered = step.lower(state, inner_batch, outer_batch)

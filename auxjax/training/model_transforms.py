@@ -2,7 +2,7 @@
 
     mixed_precision   forward and backward passes in bfloat16; params, optimiser and linear algebra stay as they are
     accumulate        the batch in parts, one after the other: a derivative needs the activations of one part
-    remat             activations are computed again in the backward pass, but for those that a policy saves
+    remat             activations are computed again in the backward pass, except for those that a policy saves
 
 A method sees a model only through its losses, one number per example. These transformations keep that: what comes out
 is one function from params to per-example losses again, with gradients, Jacobian- and Hessian-vector products of any
@@ -46,7 +46,7 @@ def mixed_precision(model: TaskModel, dtype=jnp.bfloat16) -> TaskModel:
     """
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"mixed_precision(dtype={dtype.name}): wanted a floating dtype, such as jnp.bfloat16.")
+        raise TypeError(f"mixed_precision(dtype={dtype.name}): expected a floating dtype, such as jnp.bfloat16.")
 
     def losses(params, batch, key, *model_state):
         out = model.losses(*_cast((params, batch), dtype), key, *model_state)
@@ -100,7 +100,7 @@ def accumulate(model: TaskModel, num_parts: int, *, unroll: bool = False) -> Tas
       ValueError: fewer parts than one; and, when the losses are called, a leading axis that does not divide.
     """
     if not isinstance(num_parts, int) or num_parts < 1:
-        raise ValueError(f"accumulate(num_parts={num_parts!r}): wanted a whole number of at least 1.")
+        raise ValueError(f"accumulate(num_parts={num_parts!r}): expected a whole number of at least 1.")
     if num_parts == 1:
         return model
 
@@ -162,7 +162,7 @@ def remat(model: TaskModel, policy: Callable | None = None) -> TaskModel:
     """
     if policy is not None and not callable(policy):
         raise TypeError(
-            f"remat(policy={policy!r}): wanted a function, such as jax.checkpoint_policies.dots_saveable, or None."
+            f"remat(policy={policy!r}): expected a function, such as jax.checkpoint_policies.dots_saveable, or None."
         )
 
     def wrap(function):
@@ -218,8 +218,8 @@ def _join(outputs):
     def join(path, leaf):
         if leaf.ndim < 2:
             raise ValueError(
-                f"accumulate: the model returned {jax.tree_util.keystr(path)} without an axis of examples; wanted one "
-                "row per example, which the parts of a batch can be put together from."
+                f"accumulate: the model returned {jax.tree_util.keystr(path)} without an axis of examples; expected "
+                "one row per example, which the parts of a batch can be put together from."
             )
         return jnp.reshape(jnp.swapaxes(leaf, 0, 1), (leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]))
 

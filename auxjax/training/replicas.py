@@ -24,7 +24,7 @@ def make_pmapped_step(model, method, optimizer, *, num_devices: int | None = Non
     with keys of their own and share the keys of the updates: their Langevin noise is the same, and so is the model's
     (dropout masks, for the examples at the same place of each part). Metrics are means over replicas.
 
-    The params are those of one device up to rounding, but for BatchNorm, which normalises by the replica's own part;
+    The params are those of one device up to rounding, except for BatchNorm, which normalises by the replica's own part;
     its running statistics are averaged. Where the method looks at the batch as a whole (`Method.whole_batch`), or the
     model returns masks, every replica gathers all of it and does the same work, and no time is saved: shard instead.
 
@@ -115,6 +115,6 @@ def _check(batch, count: int, where: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         if jnp.ndim(leaf) == 0 or leaf.shape[0] != count:
             raise ValueError(
-                f"{where}: the leaf {jax.tree_util.keystr(path) or '(the batch)'} has shape {jnp.shape(leaf)}; wanted "
-                f"a leading axis of {count} replicas. Use split_over_replicas(batch, {count})."
+                f"{where}: the leaf {jax.tree_util.keystr(path) or '(the batch)'} has shape {jnp.shape(leaf)}; "
+                f"expected a leading axis of {count} replicas. Use split_over_replicas(batch, {count})."
             )

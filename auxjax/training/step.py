@@ -128,7 +128,7 @@ def make_updates(
 def repeat_updates(updates: Updates, *, inner_steps: int, outer_steps: int, loop: str | None, donate: bool):
     """The compiled `step(state, inner_batch, outer_batch=None)` of `make_step`, with its arguments."""
     if loop not in (None, "scan", "host"):
-        raise ValueError(f"make_step(loop={loop!r}): wanted 'scan', 'host' or None (automatic).")
+        raise ValueError(f"make_step(loop={loop!r}): expected 'scan', 'host' or None (automatic).")
     loop = loop or ("host" if jax.default_backend() == "cpu" and max(inner_steps, outer_steps) > 1 else "scan")
     compiled = partial(jax.jit, donate_argnums=0) if donate else jax.jit
     inner_update, outer_update = updates.inner, updates.outer
@@ -312,16 +312,18 @@ def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, 
 
 def _check_options(model, method, optimizer, inner_steps, outer_steps) -> None:
     if not isinstance(model, TaskModel):
-        raise TypeError(f"make_step(model=): wanted auxjax.TaskModel(losses, primary=...), got {type(model).__name__}.")
+        raise TypeError(
+            f"make_step(model=): expected auxjax.TaskModel(losses, primary=...), got {type(model).__name__}."
+        )
     if not isinstance(method, Method):
         raise TypeError(
-            f"make_step(method=): wanted a Method, such as auxjax.methods.get('equal'), got {type(method).__name__}."
+            f"make_step(method=): expected a Method, such as auxjax.methods.get('equal'), got {type(method).__name__}."
         )
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"make_step(optimizer=): wanted an optax transformation, got {type(optimizer).__name__}.")
+        raise TypeError(f"make_step(optimizer=): expected an optax transformation, got {type(optimizer).__name__}.")
     for name, value in (("inner_steps", inner_steps), ("outer_steps", outer_steps)):
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"make_step({name}={value!r}): wanted a whole number of at least 1.")
+            raise ValueError(f"make_step({name}={value!r}): expected a whole number of at least 1.")
 
 
 def _check_params(params) -> None:

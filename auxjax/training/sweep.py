@@ -1,10 +1,10 @@
 """A sweep: many runs of one training step, seeds and values of its numbers, trained as one program.
 
 Runs are a leading axis of the training state, and a step of the sweep is the step of one run under `vmap`. What differs
-between runs is its key, its params, its data if wanted, and a *point*: a pytree of numbers, such as a loss weight and a
-learning rate, which the program takes as arguments. So there is one compilation however many runs there are, and small
-models fill a device that one run of them would leave idle. Over several devices each trains its share of the runs, with
-no communication.
+between runs is its key, its params, its data if expected, and a *point*: a pytree of numbers, such as a loss weight
+and a learning rate, which the program takes as arguments. So there is one compilation however many runs there are, and
+small models fill a device that one run of them would leave idle. Over several devices each trains its share of the
+runs, with no communication.
 
 The runs are those of `make_step`, up to the rounding of batched matrix products. It holds no mathematics.
 """
@@ -73,7 +73,7 @@ def make_sweep(
         a number of runs that the devices cannot share; whatever `make_step` refuses.
     """
     if batches not in BATCHES:
-        raise ValueError(f"make_sweep(batches={batches!r}): wanted one of {', '.join(BATCHES)}.")
+        raise ValueError(f"make_sweep(batches={batches!r}): expected one of {', '.join(BATCHES)}.")
     points = jax.tree.map(jnp.asarray, points)
     count = _count("points", points, mesh) if jax.tree.leaves(points) else None
     points = points if mesh is None else shard_batch(points, mesh)
@@ -109,7 +109,9 @@ def make_sweep(
     def init(keys, params, batch, model_state=None) -> TrainState:
         runs = _count("init(keys=)", keys, mesh)
         if count not in (None, runs):
-            raise ValueError(f"make_sweep: there are {count} points and init(keys=) has {runs} keys; wanted one each.")
+            raise ValueError(
+                f"make_sweep: there are {count} points and init(keys=) has {runs} keys; expected one each."
+            )
         _check_axis("init(params=)", params, runs)
         _check_axis("init(model_state=)", model_state, runs)
         if batches == "stacked":
@@ -155,7 +157,7 @@ def _count(what: str, tree, mesh) -> int:
     """The number of runs, which all leaves agree on and the devices can share."""
     first = jnp.shape(jax.tree.leaves(tree)[0])
     if not first:
-        raise ValueError(f"make_sweep: {what} has a scalar; wanted a leading axis of runs on every leaf.")
+        raise ValueError(f"make_sweep: {what} has a scalar; expected a leading axis of runs on every leaf.")
     _check_axis(what, tree, first[0])
     if mesh is not None and first[0] % mesh.shape["data"]:
         raise ValueError(
@@ -169,6 +171,6 @@ def _check_axis(what: str, tree, count: int) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != count:
             raise ValueError(
-                f"make_sweep: {what}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}; wanted a leading axis of "
-                f"{count} runs."
+                f"make_sweep: {what}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}; expected a leading axis "
+                f"of {count} runs."
             )

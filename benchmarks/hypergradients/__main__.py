@@ -10,7 +10,7 @@ benchmark and not with those of another. The error is that of the whole hypergra
 same point, ||g - reference|| / ||reference||. Problems are solved once and kept in .cache/benchmarks.
 
 --out gets hypergradients.json after every entry, then table.csv, table.md, the plots (PNG and SVG) and logs of the
-libraries' processes. After an interruption the same command goes on where it stopped. Libraries and problems can be
+libraries' processes. After an interruption the same command resumes where it stopped. Libraries and problems can be
 added to the results in a folder by later runs with the same seed on the same machine.
 """
 
@@ -62,10 +62,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             for part in filter(None, text.split(",")):
                 matching = [name for name in known if name == part or name.startswith(f"{part}-")]
                 if not matching:
-                    raise argparse.ArgumentTypeError(f"there is no {what} {part!r}; wanted some of: {', '.join(known)}")
+                    raise argparse.ArgumentTypeError(
+                        f"there is no {what} {part!r}; expected some of: {', '.join(known)}"
+                    )
                 chosen += [name for name in matching if name not in chosen]
             if not chosen:
-                raise argparse.ArgumentTypeError(f"names no {what}; wanted some of: {', '.join(known)}")
+                raise argparse.ArgumentTypeError(f"names no {what}; expected some of: {', '.join(known)}")
             return tuple(chosen)
 
         return read
@@ -270,7 +272,7 @@ def main(arguments: list[str] | None = None) -> dict:
                 measure(options, results, lambda text: status.update(rich.markup.escape(text)))
         except KeyboardInterrupt:
             results.save()
-            print(f"\nStopped. What was measured is in {results.path}; the same command goes on.", file=sys.stderr)
+            print(f"\nStopped. What was measured is in {results.path}; the same command resumes.", file=sys.stderr)
             raise SystemExit(130) from None
     results.present()
     return results.data

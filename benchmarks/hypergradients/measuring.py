@@ -176,7 +176,7 @@ def _prepare(worker: Worker, problem: Problem, path: str, entry: dict, plan: Pla
         return
     result = answer.pop("result")
     if sorted(result) != sorted(problem.meta):
-        entry["failed"] = f"returned {sorted(result)}; wanted {sorted(problem.meta)}"
+        entry["failed"] = f"returned {sorted(result)}; expected {sorted(problem.meta)}"
         return
     vector, reference = flat(result), flat(problem.reference)
     finite = bool(np.all(np.isfinite(vector)))

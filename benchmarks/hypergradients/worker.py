@@ -178,7 +178,7 @@ class _Server:
         """Hypergradients along the sequence: times, errors and products.
 
         Ends at the first error above `largest_error`, and when it has taken `seconds`. Two points are run before, with
-        and without a start to go on from: compiling belongs to none of them.
+        and without a start to resume from: compiling belongs to none of them.
         """
         if label not in self.made:
             self.made[label] = self._prepare(label, options, self.problem)[:2]

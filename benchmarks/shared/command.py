@@ -1,4 +1,4 @@
-"""How a benchmark's command ends: measured, shown in the terminal, and written to `--json FILE` if wanted."""
+"""How a benchmark's command ends: measured, shown in the terminal, and written to `--json FILE` if expected."""
 
 import json
 

@@ -39,7 +39,7 @@ def override(settings, assignments: list[str]):
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise ValueError(f"--set {assignment!r}: wanted name=value, e.g. noise=0.2.")
+            raise ValueError(f"--set {assignment!r}: expected name=value, e.g. noise=0.2.")
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=3, cutoff=0.4)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -55,7 +55,7 @@ _BOOLS = {"true": True, "false": False}
 def _parse(name: str, text: str, default):
     if isinstance(default, bool):
         if text.lower() not in _BOOLS:
-            raise ValueError(f"--set {name}={text}: wanted true or false, such as {name}={as_text(default)}.")
+            raise ValueError(f"--set {name}={text}: expected true or false, such as {name}={as_text(default)}.")
         return _BOOLS[text.lower()]
     if not isinstance(default, tuple):
         kind, wanted, such_as = type(default), f"a {_KINDS[type(default)]}", default
@@ -65,7 +65,7 @@ def _parse(name: str, text: str, default):
     try:
         return tuple(kind(part) for part in text.split(",") if part) if isinstance(default, tuple) else kind(text)
     except ValueError:
-        raise ValueError(f"--set {name}={text}: wanted {wanted}, such as {name}={such_as}.") from None
+        raise ValueError(f"--set {name}={text}: expected {wanted}, such as {name}={such_as}.") from None
 
 
 def as_text(value) -> str:

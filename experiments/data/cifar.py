@@ -257,8 +257,8 @@ def _read_tfds(path: pathlib.Path, data_set: DataSet) -> Source:
     if missing or tuple(features["image"].shape) != _IMAGE_SHAPE:
         raise ValueError(
             f"{where}: {path} is no {data_set.title}: it has the features {sorted(features)} and splits "
-            f"{sorted(builder.info.splits)}; wanted image {_IMAGE_SHAPE}, {', '.join(data_set.labels)}, and the splits "
-            "train and test."
+            f"{sorted(builder.info.splits)}; expected image {_IMAGE_SHAPE}, {', '.join(data_set.labels)}, and the "
+            "splits train and test."
         )
     _check_classes({key: getattr(features[key], "num_classes", 0) for key in data_set.labels}, path, data_set)
     if builder.info.file_format.value != "array_record":
@@ -310,7 +310,7 @@ def _check_classes(counts: dict[str, int], path: pathlib.Path, data_set: DataSet
     for key, (what, wanted) in data_set.labels.items():
         if counts[key] != wanted:
             raise ValueError(
-                f"{data_set.where}: {path} has {counts[key]} {what}, wanted {wanted}: this is not {data_set.title}."
+                f"{data_set.where}: {path} has {counts[key]} {what}, expected {wanted}: this is not {data_set.title}."
             )
 
 

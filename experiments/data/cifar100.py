@@ -131,8 +131,8 @@ def _sub_classes(source: cifar.Source) -> np.ndarray:
     if not np.array_equal(fine, np.arange(NUM_FINE)) or (members != NUM_SUB_CLASSES).any():
         raise ValueError(
             f"{_DATA_SET.where}: {source.path} has {np.unique(fine).size} classes, {fine.size} pairs of class and "
-            f"super-class, and {members.min()} to {members.max()} classes in a super-class; wanted {NUM_FINE} classes, "
-            f"each in one super-class, and {NUM_SUB_CLASSES} in each: this is not {_DATA_SET.title}."
+            f"super-class, and {members.min()} to {members.max()} classes in a super-class; expected {NUM_FINE} "
+            f"classes, each in one super-class, and {NUM_SUB_CLASSES} in each: this is not {_DATA_SET.title}."
         )
     number = np.empty(NUM_FINE, np.int32)
     for k in range(NUM_CLASSES):

@@ -147,7 +147,7 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module, name):
         """The only door from a pickle to code."""
         if (module, name) not in _ARRAY_PARTS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are wanted")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are expected")
         return _ARRAY_PARTS[module, name]
 
 
@@ -159,7 +159,7 @@ def _read_pickled(file: pathlib.Path, keys: tuple[str, ...]) -> dict[str, np.nda
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = header(stream)
             if shape != () or dtype != np.dtype(object):
-                raise ValueError(f"it holds a {dtype} array of shape {shape}, wanted one pickled dict")
+                raise ValueError(f"it holds a {dtype} array of shape {shape}, expected one pickled dict")
             content = _ArraysOnly(stream).load().item()
         arrays = {key: np.asarray(content[key]) for key in keys if key in content}
     except Exception as error:  # a damaged pickle raises nearly anything
@@ -202,7 +202,7 @@ def _check_match(splits: Splits, arrays: dict[str, np.ndarray], kind: str, file:
     differs = np.mean(arrays["clean_label"][ids] != true) if "clean_label" in arrays else 0.0
     if differs > 0 or wrong > _MOST_WRONG:
         what = f"clean_label differs from the images' labels in {differs:.1%}" if differs else f"{wrong:.1%} are wrong"
-        order = f"Wanted is {OFFICIAL_NAME}, not CIFAR-10_human_ordered.npy, and images whose records have ids."
+        order = f"Expected {OFFICIAL_NAME}, not CIFAR-10_human_ordered.npy, and images whose records have ids."
         raise ValueError(
             f"{_WHERE}: the labels in {file} are not those of these images, or in another order: {what}. "
             + (order if "clean_label" in arrays else "Fetch the labels and the archive again, from one place.")

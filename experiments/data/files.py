@@ -2,7 +2,7 @@
 
 `np.load` answers a damaged archive with any of six exceptions, at opening or only at the first access to an array,
 and calls an empty or half file "pickled data". Here all become one ValueError with size and digest of the file. Not
-for archives larger than memory: all wanted arrays are read at once.
+for archives larger than memory: all expected arrays are read at once.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def load_npz(
 
     Args:
       path: the archive.
-      keys: names of the wanted arrays.
+      keys: names of the expected arrays.
       where: the caller's name, for messages.
       num_bytes, sha256: size and digest of an intact file if known; they are quoted when reading fails, and a file
         that can be read is never refused for differing from them.
@@ -51,7 +51,7 @@ def load_npz(
         raise ValueError(_damage(path, where, num_bytes, sha256, error)) from error
     missing = [key for key in keys if key not in arrays]
     if missing:
-        raise ValueError(f"{where}: {path} lacks the arrays {missing}; it has {sorted(there)}, wanted {list(keys)}.")
+        raise ValueError(f"{where}: {path} lacks the arrays {missing}; it has {sorted(there)}, expected {list(keys)}.")
     return arrays
 
 

@@ -246,7 +246,7 @@ def _check_arrays(name: str, examples: Examples, splits: Splits) -> None:
     missing = [key for key in KEYS if key not in examples] + (["image or features"] if len(kinds) != 1 else [])
     if missing:
         raise ValueError(
-            f"check_splits: {name} lacks {missing}; it has {sorted(examples)}, wanted {list(KEYS)} and one of "
+            f"check_splits: {name} lacks {missing}; it has {sorted(examples)}, expected {list(KEYS)} and one of "
             f"{list(INPUTS)}."
         )
     kind, inputs = kinds[0], examples[kinds[0]]

@@ -1,4 +1,4 @@
-"""How a method is named on the command line, in tables and in folders: NAME, options, and "+dev" if wanted.
+"""How a method is named on the command line, in tables and in folders: NAME, options, and "+dev" if expected.
 
     stl        stl+dev        equal:auxiliary_weight=0.3        arml:form=merged+total=2+dev
 
@@ -47,7 +47,7 @@ def parse(text: str) -> Label:
     options = {}
     for option, equals, value in _parts(rest) if colon else []:
         if not equals or not value or option in options:
-            raise ValueError(f"method {text!r}: wanted {_FORM}, each option once.")
+            raise ValueError(f"method {text!r}: expected {_FORM}, each option once.")
         options[option] = _value(text, name, option, value)
     return Label(name, tuple(sorted(options.items())), with_dev)
 

@@ -16,7 +16,7 @@ import sys
 import threading
 
 STOPPED, PREEMPTED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit statuses, those of a shell
-HINT = "stopped: the same command goes on from the newest checkpoint."
+HINT = "stopped: the same command resumes from the newest checkpoint."
 
 _interrupted = threading.Event()
 _preempted = threading.Event()
@@ -28,7 +28,7 @@ class Preempted(Exception):  # noqa: N818, no error
 
     def __init__(self, step: int):
         done = f"at step {step}, saved" if step else "before the first step"
-        super().__init__(f"preempted {done}; the same command goes on.")
+        super().__init__(f"preempted {done}; the same command resumes.")
 
 
 def from_the_start() -> None:

@@ -44,7 +44,7 @@ def _address(how: str) -> dict:
         good = False
     if not good:
         raise ValueError(
-            f"--distributed {how}: wanted auto, or HOST:PORT,COUNT,INDEX with an index from 0 to COUNT - 1, such as "
+            f"--distributed {how}: expected auto, or HOST:PORT,COUNT,INDEX with an index from 0 to COUNT - 1, such as "
             "10.0.0.2:8476,4,0."
         )
     return {"coordinator_address": address, "num_processes": count, "process_id": index}

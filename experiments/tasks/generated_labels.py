@@ -88,7 +88,7 @@ def method_options(settings, shapes) -> dict[str, dict]:
     image_classification.check_large_model_settings(settings)
     for name, known in (("network", NETWORKS), ("manual", MANUAL)):
         if getattr(settings, name) not in known:
-            raise ValueError(f"{name}={getattr(settings, name)!r}: wanted one of {', '.join(known)}.")
+            raise ValueError(f"{name}={getattr(settings, name)!r}: expected one of {', '.join(known)}.")
     classes = shapes.num_classes * settings.sub_classes
     shared = {"labels": primary_label, "sub_classes": settings.sub_classes}
     learned = {"outer_optimizer": optax.adam(settings.generator_learning_rate)}

@@ -59,7 +59,7 @@ def forward(network, params, model_state, images):
 def check_large_model_settings(settings) -> None:
     """Raises a ValueError for a `dtype` there is not; the rest concerns the batch, and is for `accumulate` to say."""
     if settings.dtype not in DTYPES:
-        raise ValueError(f"dtype={settings.dtype!r}: wanted one of {', '.join(DTYPES)}.")
+        raise ValueError(f"dtype={settings.dtype!r}: expected one of {', '.join(DTYPES)}.")
 
 
 def transformed(model: TaskModel, settings) -> TaskModel:

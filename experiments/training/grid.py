@@ -113,7 +113,7 @@ def _over(method: str, settings, assignment: str) -> Over:
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     numbers = [field for field, value in fields.items() if isinstance(value, float)]
     if not equals:
-        raise ValueError(f"--over {assignment}: wanted NAME=VALUE,VALUE,... such as auxiliary_weight=0.1,0.3,1.")
+        raise ValueError(f"--over {assignment}: expected NAME=VALUE,VALUE,... such as auxiliary_weight=0.1,0.3,1.")
     if name not in options and name not in numbers:
         known = name in fields or name in inspect.signature(getattr(methods, method)).parameters
         why = "is no number that one program can leave open" if known else f"is neither of {method} nor of the config"
@@ -126,7 +126,7 @@ def _over(method: str, settings, assignment: str) -> Over:
         if not values or len(set(values)) != len(values) or not all(map(math.isfinite, values)):
             raise ValueError
     except ValueError:
-        raise ValueError(f"--over {assignment}: wanted finite numbers separated by commas, each once.") from None
+        raise ValueError(f"--over {assignment}: expected finite numbers separated by commas, each once.") from None
     return Over(name, values, name not in options)
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest good one. A damaged one is set aside."""
+"""Which checkpoint a run resumes from: the newest good one. A damaged one is set aside."""
 
 import sys
 
@@ -43,7 +43,7 @@ def resume(manager, directory, carried: dict, note: dict) -> tuple[dict, dict]:
         manager.reload()
     if processes.is_first():
         for damaged, damage, path in aside:
-            then = f"The run goes on from step {at}." if at else "No other is there: the run starts again, from step 0."
+            then = f"The run resumes from step {at}." if at else "No other is there: the run starts again, from step 0."
             where = f"the checkpoint of step {damaged} in {directory} is damaged: {damage}. It is now {path}."
             print(f"warning: {where} {then}", file=sys.stderr)
         records.keep_lines(directory / "metrics.jsonl", at, note["lines"])

@@ -62,18 +62,18 @@ def check_settings(settings) -> None:
     for name, value in dataclasses.asdict(settings).items():
         numbers = [part for part in (value if isinstance(value, tuple) else (value,)) if not isinstance(part, str)]
         if not all(math.isfinite(number) and number >= 0 for number in numbers):
-            raise ValueError(f"{name}={value}: wanted a finite number of at least 0.")
+            raise ValueError(f"{name}={value}: expected a finite number of at least 0.")
         if name in AT_LEAST_ONE and not all(1 <= number < 2**31 for number in numbers):
-            raise ValueError(f"{name}={value}: wanted a whole number of at least 1 (and below 2^31).")
+            raise ValueError(f"{name}={value}: expected a whole number of at least 1 (and below 2^31).")
     for name, choices in (("dev", DEV_MODES), ("input", feeds.INPUTS)):
         if getattr(settings, name) not in choices:
-            raise ValueError(f"{name}={getattr(settings, name)!r}: wanted one of {', '.join(choices)}.")
+            raise ValueError(f"{name}={getattr(settings, name)!r}: expected one of {', '.join(choices)}.")
 
 
 def check_seed(seed: int) -> None:
     """Raises a ValueError for a seed that not every random generator takes."""
     if not 0 <= seed < 2**31:
-        raise ValueError(f"seed {seed}: wanted a whole number from 0 to 2^31 - 1.")
+        raise ValueError(f"seed {seed}: expected a whole number from 0 to 2^31 - 1.")
 
 
 def describe(config: str, settings, method: str, seed: int) -> dict:

@@ -60,7 +60,7 @@ def test_quadratics_reference_is_the_slope_of_the_solved_problem():
 
     x = problem.meta["x"]
     slopes = [(value(x + 1e-3 * e) - value(x - 1e-3 * e)) / 2e-3 for e in np.eye(4)]
-    np.testing.assert_allclose(problem.reference["x"], slopes, rtol=1e-8)  # quadratic: exact but for rounding
+    np.testing.assert_allclose(problem.reference["x"], slopes, rtol=1e-8)  # quadratic: exact except for rounding
     assert np.linalg.norm(level.value_and_gradient(level.ravel(problem.params), problem.meta)[1]) < 1e-12
 
 

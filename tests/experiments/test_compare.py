@@ -132,7 +132,7 @@ def test_a_run_that_breaks_off_does_not_stop_the_others(tmp_path, capsys, monkey
     command = ["digits_noise", "--methods", "stl,equal", "--seeds", "0", *tiny(steps=20), "--out", tmp_path / "out"]
     assert call("compare", *command) == 2
     printed = capsys.readouterr()
-    assert "1 of 2 runs broke off." in printed.err
+    assert "1 of 2 runs failed." in printed.err
     assert "stl, seed 0: loss/class is nan at step 20, so training stopped." in printed.err
     assert {row["method"] for row in rows_of(tmp_path / "out") if row["test_accuracy"]} == {"equal"}
     assert not (tmp_path / "out" / "stl" / "seed_0" / "result.json").exists()
@@ -185,20 +185,23 @@ def test_a_damaged_log_or_result_is_named(copied, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "wanted"),
+    ("arguments", "expected"),
     [
-        (["--methods", "stl,stl"], "wanted at least one name, each once"),
-        (["--methods", ","], "wanted at least one name"),
+        (["--methods", "stl,stl"], "expected at least one name, each once"),
+        (["--methods", ","], "expected at least one name"),
         (["--methods", "stl,jtdz"], "Did you mean 'jtds'"),
-        (["--methods", "equal:auxiliary_weight=.3,equal:auxiliary_weight=0.30"], "wanted at least one name, each once"),
+        (
+            ["--methods", "equal:auxiliary_weight=.3,equal:auxiliary_weight=0.30"],
+            "expected at least one name, each once",
+        ),
         (["--methods", "stl,equal:auxiliary_weight=much"], "auxiliary_weight wants a number, got 'much'"),
-        (["--methods", "stl,equal:auxiliary_weight=-1"], "equal(auxiliary_weight=-1.0): wanted a number >= 0"),
+        (["--methods", "stl,equal:auxiliary_weight=-1"], "equal(auxiliary_weight=-1.0): expected a number >= 0"),
         (["--methods", "stl,equal:weight=1"], "equal has no option 'weight'. Its options: auxiliary_weight, reduction"),
-        (["--seeds", "0,1,0"], "wanted at least one seed, each once"),
-        (["--seeds", ""], "wanted at least one seed"),
-        (["--seeds", "0,x"], "wanted whole numbers separated by commas"),
-        (["--seeds", "0,-1"], "seed -1: wanted"),
-        (["--steps", "0"], "steps=0: wanted"),
+        (["--seeds", "0,1,0"], "expected at least one seed, each once"),
+        (["--seeds", ""], "expected at least one seed"),
+        (["--seeds", "0,x"], "expected whole numbers separated by commas"),
+        (["--seeds", "0,-1"], "seed -1: expected"),
+        (["--steps", "0"], "steps=0: expected"),
         (["--set", "noise=2"], "rate must be a share in [0, 1]"),
     ],
 )

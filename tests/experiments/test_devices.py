@@ -79,7 +79,7 @@ def test_a_comparison_runs_on_several_devices(tmp_path):
 def test_devices_that_are_not_there_and_batches_they_cannot_share(tmp_path, capsys):
     out = ["--out", tmp_path / "run"]
     assert "this process sees 4 devices" in refused(capsys, "run", *RUN, "--devices", 5, *out)
-    assert "--devices 0: wanted a whole number" in refused(capsys, "run", *RUN, "--devices", 0, *out)
+    assert "--devices 0: expected a whole number" in refused(capsys, "run", *RUN, "--devices", 0, *out)
     odd = ["--set", "batch_size=33", "--devices", 4]
     assert "has 33 examples, which 4 devices cannot share" in refused(capsys, "run", *RUN, *odd, *out)
     odd = ["--set", "outer_batch_size=30", "--devices", 4]
@@ -91,7 +91,7 @@ def test_devices_that_are_not_there_and_batches_they_cannot_share(tmp_path, caps
 
 @pytest.mark.parametrize("how", ["somewhere", "host:1,2,2", "host:1,2", "host:0,1,0", ":1,2,0", "host,2,0", "h:x,2,0"])
 def test_processes_that_cannot_be_found_are_refused(how):
-    with pytest.raises(ValueError, match="wanted auto, or HOST:PORT,COUNT,INDEX"):
+    with pytest.raises(ValueError, match="expected auto, or HOST:PORT,COUNT,INDEX"):
         processes.start(how)
 
 
@@ -113,7 +113,7 @@ def start_both(*command):
 
 
 def test_two_processes_of_two_devices_give_the_run_of_one(whole, tmp_path):
-    """Only the first writes logs; both write checkpoints, which one process on one device can go on from."""
+    """Only the first writes logs; both write checkpoints, which one process on one device can resume from."""
     one, _ = whole
     out = tmp_path / "run"
     first, second = (finish(process) for process in start_both(*RUN, "--out", out))

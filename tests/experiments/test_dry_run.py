@@ -28,4 +28,4 @@ def test_the_memory_is_shown_and_nothing_is_written(tmp_path, capsys):
 
 def test_bad_input_is_named(tmp_path, capsys):
     command = ["digits_noise", "--method", "equal", *tiny(batch_size=0), "--out", tmp_path / "out", "--dry-run"]
-    assert "batch_size=0: wanted" in refused(capsys, "run", *command)
+    assert "batch_size=0: expected" in refused(capsys, "run", *command)

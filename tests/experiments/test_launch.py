@@ -111,7 +111,7 @@ def test_help_names_every_setting(script):
 
 
 REFUSED = {
-    "no subcommand": (["tpu_vm.sh"], "'' is no subcommand: wanted create"),
+    "no subcommand": (["tpu_vm.sh"], "'' is no subcommand: expected create"),
     "unknown subcommand": (["tpu_vm.sh", "make"], "'make' is no subcommand"),
     "no name": (["tpu_vm.sh", "log", "--zone", "z"], "--name NAME or TPU_NAME"),
     "no zone": (["tpu_vm.sh", "log", "--name", "n"], "--zone ZONE or TPU_ZONE"),
@@ -122,16 +122,16 @@ REFUSED = {
     "no revision": (["tpu_vm.sh", "setup", *SLICE, "--repository", "u"], "which revision of u?"),
     "no training": (["tpu_vm.sh", "run", *SLICE], "nothing to train"),
     "no out": (["tpu_vm.sh", "run", *SLICE, "--", "digits_noise"], "no --out"),
-    "no variable": (["tpu_vm.sh", "run", *SLICE, "--env", "x"], "--env is 'x': wanted NAME=VALUE"),
+    "no variable": (["tpu_vm.sh", "run", *SLICE, "--env", "x"], "--env is 'x': expected NAME=VALUE"),
     "no variable's value": (["tpu_vm.sh", "run", *SLICE, "--env"], "--env needs a value"),
     "fetch nothing": (["tpu_vm.sh", "fetch", *SLICE], "--from PATH"),
     "fetch nowhere": (["tpu_vm.sh", "fetch", *SLICE, "--from", "out"], "--to PATH"),
     "delete unasked": (["tpu_vm.sh", "delete", *SLICE], "nothing is deleted"),
     "no hosts": (["hosts.sh", "log"], "--hosts A,B,... or HOSTS"),
     "hosts, no training": (["hosts.sh", "run", "--hosts", "a"], "nothing to train"),
-    "port": (["hosts.sh", "log", "--hosts", "a", "--port", "http"], "--port is 'http': wanted a whole number"),
+    "port": (["hosts.sh", "log", "--hosts", "a", "--port", "http"], "--port is 'http': expected a whole number"),
     "one host, no training": (["one_host.sh"], "nothing to train"),
-    "no devices": (["one_host.sh", "--devices", "0", "--", *TRAINING], "--devices is '0': wanted a whole number"),
+    "no devices": (["one_host.sh", "--devices", "0", "--", *TRAINING], "--devices is '0': expected a whole number"),
     "both": (["one_host.sh", "--devices", "2", "--processes", "2", "--", *TRAINING], "say --devices-per-process"),
     "one of both": (["one_host.sh", "--devices-per-process", "2", "--", *TRAINING], "needs --processes"),
     "distributed": (["one_host.sh", "--", *TRAINING, "--distributed", "auto"], "leave --distributed out"),
@@ -155,7 +155,7 @@ def test_what_is_missing_is_said_in_one_line(case):
 def test_processes_and_gpus_of_a_node_must_agree():
     found = call("slurm.sbatch", "--dry-run", *TRAINING, SLURM_NTASKS_PER_NODE="2", SLURM_GPUS_ON_NODE="4")
     assert found.returncode == 2
-    assert "2 processes for the 4 GPUs of a node: wanted --ntasks-per-node=4 or 1" in found.stderr
+    assert "2 processes for the 4 GPUs of a node: expected --ntasks-per-node=4 or 1" in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened(tmp_path):
             assert err.strip().splitlines()[-1] == interruption.HINT
         if how == signal.SIGTERM:
             preempted_at = max(checkpoints(broken))
-            assert f"preempted at step {preempted_at}, saved; the same command goes on." in err
+            assert f"preempted at step {preempted_at}, saved; the same command resumes." in err
         assert "Traceback" not in err
     out, _ = finish(start("run", *JTDS, "--out", broken))
     assert "corrupted AUROC" in out
@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_befo
     path.write_bytes(content)
     message = warned(capsys, *command, "--out", run)
     assert f"the checkpoint of step 50 in {run} is damaged: its files are not those that were saved." in message
-    assert f"It is now {run / 'damaged' / '50'}. The run goes on from step 40." in message
+    assert f"It is now {run / 'damaged' / '50'}. The run resumes from step 40." in message
     assert (run / "damaged" / "50" / path.relative_to(newest)).read_bytes() == content
     assert checkpoints(run) == [40, 60]
     assert_same_run(whole, run)
@@ -241,7 +241,7 @@ def test_preempted_at_any_step_a_run_saves_and_goes_on(half_done, tmp_path, caps
     with monkeypatch.context() as patched:
         patched.setattr(interruption, "stop_asked", asked_at)
         assert call("run", *command, "--out", run) == 143
-    assert capsys.readouterr().err.splitlines()[-1] == f"preempted at step {at}, saved; the same command goes on."
+    assert capsys.readouterr().err.splitlines()[-1] == f"preempted at step {at}, saved; the same command resumes."
     assert max(checkpoints(run)) == at
     assert not (run / "result.json").exists()
     assert call("run", *command, "--out", run) == 0
@@ -254,7 +254,7 @@ def test_preempted_before_the_first_step_there_is_nothing_to_save(half_done, tmp
     with monkeypatch.context() as patched:
         patched.setattr(interruption, "stop_asked", lambda call: True)
         assert call("run", *command, "--out", run) == 143
-    assert capsys.readouterr().err.splitlines()[-1] == "preempted before the first step; the same command goes on."
+    assert capsys.readouterr().err.splitlines()[-1] == "preempted before the first step; the same command resumes."
     assert checkpoints(run) == []
     assert call("run", *command, "--out", run) == 0
     assert_same_run(whole, run)

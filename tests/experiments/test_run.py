@@ -38,30 +38,30 @@ def steps_done(monkeypatch):
 BAD = {
     "unknown method": (["--method", "jtdz"], "There is no method 'jtdz'. Did you mean 'jtds'"),
     "no method but +dev": (["--method", "+dev"], "There is no method ''"),
-    "option without a value": (["--method", "equal:reduction"], "wanted NAME:OPTION=VALUE"),
+    "option without a value": (["--method", "equal:reduction"], "expected NAME:OPTION=VALUE"),
     "impossible option": (["--method", "dwa:window=0"], "dwa(window=0"),
     "+dev twice": (["--method", "stl+dev+dev"], "Did you mean 'stl'"),
     "unknown setting": (["--set", "nois=0.2"], "no setting 'nois'. Did you mean noise"),
-    "no value": (["--set", "noise"], "wanted name=value"),
-    "word for a number": (["--set", "noise=much"], "wanted a number, such as noise=0.4"),
-    "fraction of a unit": (["--set", "hidden=1.5"], "wanted a whole number, such as hidden=128"),
+    "no value": (["--set", "noise"], "expected name=value"),
+    "word for a number": (["--set", "noise=much"], "expected a number, such as noise=0.4"),
+    "fraction of a unit": (["--set", "hidden=1.5"], "expected a whole number, such as hidden=128"),
     "noise above 1": (["--set", "noise=1.5"], "rate must be a share in [0, 1]"),
-    "negative noise": (["--set", "noise=-0.1"], "noise=-0.1: wanted a finite number of at least 0"),
-    "noise NaN": (["--set", "noise=nan"], "noise=nan: wanted a finite number"),
-    "infinite learning rate": (["--set", "learning_rate=inf"], "learning_rate=inf: wanted a finite number"),
+    "negative noise": (["--set", "noise=-0.1"], "noise=-0.1: expected a finite number of at least 0"),
+    "noise NaN": (["--set", "noise=nan"], "noise=nan: expected a finite number"),
+    "infinite learning rate": (["--set", "learning_rate=inf"], "learning_rate=inf: expected a finite number"),
     "no dev": (["--set", "dev_size=0"], "dev is empty: dev_size=0"),
-    "negative dev": (["--set", "dev_size=-1"], "dev_size=-1: wanted"),
+    "negative dev": (["--set", "dev_size=-1"], "dev_size=-1: expected"),
     "dev beyond the data": (["--set", "dev_size=1797"], "the sizes exceed the data"),
-    "dev mode": (["--set", "dev=none"], "dev='none': wanted one of held_out, train"),
-    "no units": (["--set", "hidden=0"], "hidden=0: wanted a whole number of at least 1"),
-    "no steps": (["--steps", "0"], "steps=0: wanted a whole number of at least 1"),
-    "negative steps": (["--steps", "-5"], "steps=-5: wanted"),
-    "steps beyond the counter": (["--steps", str(2**31)], "wanted a whole number of at least 1 (and below 2^31)"),
-    "never logs": (["--set", "log_every=0"], "log_every=0: wanted"),
+    "dev mode": (["--set", "dev=none"], "dev='none': expected one of held_out, train"),
+    "no units": (["--set", "hidden=0"], "hidden=0: expected a whole number of at least 1"),
+    "no steps": (["--steps", "0"], "steps=0: expected a whole number of at least 1"),
+    "negative steps": (["--steps", "-5"], "steps=-5: expected"),
+    "steps beyond the counter": (["--steps", str(2**31)], "expected a whole number of at least 1 (and below 2^31)"),
+    "never logs": (["--set", "log_every=0"], "log_every=0: expected"),
     "unknown task": (["--set", "auxiliary=rotaton"], "unknown task 'rotaton'; known: rotation, decoy"),
     "nothing to weigh": (["--method", "arml", "--set", "auxiliary="], "arml weighs auxiliary tasks"),
-    "negative seed": (["--seed", "-1"], "seed -1: wanted a whole number from 0"),
-    "huge seed": (["--seed", str(2**70)], "wanted a whole number from 0 to 2^31 - 1"),
+    "negative seed": (["--seed", "-1"], "seed -1: expected a whole number from 0"),
+    "huge seed": (["--seed", str(2**70)], "expected a whole number from 0 to 2^31 - 1"),
     "data nobody reads": (["--data-dir", "."], "the digits are bundled with scikit-learn"),
 }
 
@@ -205,7 +205,7 @@ def test_cifar10_from_a_truncated_file_or_none(tmp_path, capsys, steps_done):
     archive = write_archive(tmp_path / "data.npz")
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     assert "is truncated or corrupt" in refused(capsys, *command, "--data-dir", archive)
-    assert "channels=4,x: wanted whole numbers separated by commas, such as channels=64,64,128,128" in refused(
+    assert "channels=4,x: expected whole numbers separated by commas, such as channels=64,64,128,128" in refused(
         capsys, *command, "--set", "channels=4,x", "--data-dir", archive
     )
     assert not (tmp_path / "out").exists()
@@ -266,4 +266,4 @@ def test_control_c_ends_with_a_hint_and_status_130(tmp_path, capsys, monkeypatch
 
     monkeypatch.setattr(single, "save", interrupted)
     assert call("run", "digits_noise", "--method", "stl", *tiny(), "--out", tmp_path / "out") == 130
-    assert "stopped: the same command goes on from the newest checkpoint." in capsys.readouterr().err
+    assert "stopped: the same command resumes from the newest checkpoint." in capsys.readouterr().err

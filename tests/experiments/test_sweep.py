@@ -125,12 +125,12 @@ def test_a_run_that_diverges_is_told_of_and_the_others_go_on(tmp_path, capsys):
         ("equal", "reduction=sum,mean", "reduction is no number that one program can leave open"),
         ("equal", "hidden=16,32", "hidden is no number"),
         ("equal", "weight=1,2", "weight is neither of equal nor of the config"),
-        ("equal", "auxiliary_weight", "wanted NAME=VALUE"),
+        ("equal", "auxiliary_weight", "expected NAME=VALUE"),
         ("equal", "auxiliary_weight=1,1", "each once"),
-        ("equal", "auxiliary_weight=1,x", "wanted finite numbers"),
-        ("equal", "auxiliary_weight=-1,1", "wanted a number >= 0"),
+        ("equal", "auxiliary_weight=1,x", "expected finite numbers"),
+        ("equal", "auxiliary_weight=-1,1", "expected a number >= 0"),
         ("equal:auxiliary_weight=2", "auxiliary_weight=1", "has a value for it already"),
-        ("equal", "learning_rate=-1,1", "learning_rate=-1.0: wanted a finite number"),
+        ("equal", "learning_rate=-1,1", "learning_rate=-1.0: expected a finite number"),
     ],
 )
 def test_what_cannot_be_swept_is_refused(capsys, tmp_path, method, over, match):

@@ -189,8 +189,8 @@ def test_derivatives_are_finite_where_something_is_zero(case, task, single_preci
         ({"num_generated": 1}, "at least 2"),
         ({"num_generated": 0, "task": "regression"}, "at least 1"),
         ({"num_generated": 2.0}, "whole number"),
-        ({"num_generated": 2, "task": "ranking"}, "wanted one of"),
-        ({"num_generated": 2, "features": "source"}, "wanted one of"),
+        ({"num_generated": 2, "task": "ranking"}, "expected one of"),
+        ({"num_generated": 2, "features": "source"}, "expected one of"),
         ({"num_generated": 2, "hidden": (0,)}, "hidden"),
     ],
 )

@@ -106,7 +106,7 @@ def test_replicas_have_the_gradient_of_the_whole_batch():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="whole number of blocks of sub_classes=4"):
         masked_softmax(logits_of(), LABELS, 4)
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match="expected"):
         masked_softmax(logits_of(), LABELS[:2], 2)
-    with pytest.raises(TypeError, match="wanted integers"):
+    with pytest.raises(TypeError, match="expected integers"):
         block_of(logits_of(), LABELS.astype(jnp.float32), 2)

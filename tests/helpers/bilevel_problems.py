@@ -100,7 +100,7 @@ def ridge(seed=0, *, scalar=False, scale=1.0, dtype=jnp.float64, explicit=0.0) -
 
 
 def module_scaled_field(seed=0) -> Solved:
-    """An update that is no gradient: every variable scales an auxiliary gradient by its own factor.
+    """An update that is not a gradient: every variable scales an auxiliary gradient by its own factor.
 
     field = H_0 w - c_0 + meta * (H_1 w - c_1),   J = H_0 + diag(meta) H_1,   outer = ||w - target||^2 / 2
     """

@@ -13,7 +13,7 @@ from tests.helpers.bilevel_problems import split
 
 
 class Point(NamedTuple):
-    """A problem and where its derivative is wanted; `tests.helpers.bilevel_problems.estimate` takes it."""
+    """A problem and where its derivative is taken; `tests.helpers.bilevel_problems.estimate` takes it."""
 
     problem: BilevelProblem
     params: Any
@@ -23,7 +23,7 @@ class Point(NamedTuple):
 
 
 def curved(kind="inner", seed=0, examples=12) -> Point:
-    """A small network that is not trained; one weight per example, or one per module in a field that is no gradient.
+    """A small network that is not trained; one weight per example, or one per module in a field that is not a gradient.
 
     inner = mean_i sigmoid(meta_i) (f(x_i) - y_i)^2 / 2 + 0.05 ||w||^2
     outer = mean (f - y)^2 / 2 + 0.1 ||meta||^2

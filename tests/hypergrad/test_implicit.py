@@ -80,7 +80,7 @@ def test_the_transposed_jacobian_is_used_for_update_fields():
 
 
 def test_scheduled_losses_with_the_exact_jacobian_agree_with_finite_differences():
-    """The weights depend on the params through stop-gradiented losses: the update is no gradient field."""
+    """The weights depend on the params through stop-gradiented losses: the update is not a gradient field."""
     solved = weighted_least_squares(scheduler=True)
     inputs, targets, features = solved.inner_batch
 

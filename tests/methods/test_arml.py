@@ -220,12 +220,12 @@ def test_primary_labels_may_drive_the_weights_only():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "three"}, "wanted 'merged' or 'two_stage'"),
+        ({"form": "three"}, "expected 'merged' or 'two_stage'"),
         ({"form": "two_stage"}, "needs both"),
         ({"form": "two_stage", "step_size": -1.0, "temperature": 1.0}, "each >= 0"),
         ({"step_size": 0.1}, "adds no noise"),
         ({"projection": "softmax"}, "'simplex' or 'shift_and_clamp'"),
-        ({"total": 0.0}, "wanted a number > 0"),
+        ({"total": 0.0}, "expected a number > 0"),
         ({"max_updates": 1}, "min_updates <= max_updates"),
     ],
 )

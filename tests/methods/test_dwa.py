@@ -52,7 +52,7 @@ def test_a_task_without_labels_has_the_ratio_one():
 
 @pytest.mark.parametrize("options", [{"window": 0}, {"window": 1.5}, {"temperature": 0.0}])
 def test_mistakes_are_named(options):
-    with pytest.raises(ValueError, match="wanted a whole number >= 1"):
+    with pytest.raises(ValueError, match="expected a whole number >= 1"):
         auxjax.methods.get("dwa", **options)
 
 

@@ -34,7 +34,7 @@ def test_zero_weights_are_single_task_training():
 @pytest.mark.parametrize(
     ("error", "weights", "piece"),
     [
-        (TypeError, 0.5, "wanted {task: weight}"),
+        (TypeError, 0.5, "expected {task: weight}"),
         (ValueError, {"aux0": float("nan")}, "finite"),
         (ValueError, {"depth": 1.0}, "names 'depth'"),
     ],

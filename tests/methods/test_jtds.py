@@ -199,7 +199,7 @@ def test_solvers_that_cannot_average_over_replicas_serve_where_there_are_none():
 
 
 def test_an_estimator_with_state_lives_in_the_training_state():
-    """Its gradients are those of the same solver called by hand, and its state goes on from step to step."""
+    """Its gradients are those of the same solver called by hand, and its state resumes from step to step."""
     problem, dev = LinearTasks.make(0, num_tasks=2), LinearTasks.make(1, num_tasks=2)
     carried = amortise(
         lambda sketch: cg(max_steps=30, rtol=1e-10, preconditioner=sketch, unroll=False),
@@ -266,7 +266,7 @@ def test_standardised_losses():
     np.testing.assert_allclose(found[jnp.array([0, 1, 3])], np.array([-2, -1, 3]) / np.sqrt(14 / 3), rtol=1e-9)
     assert found[2] == 0
     np.testing.assert_array_equal(standardised(jnp.array([3.0]), None), [0.0])
-    tiny = standardised(jnp.array([1e-9, 2e-9, 4e-9]), None)  # losses of examples learnt by heart
+    tiny = standardised(jnp.array([1e-9, 2e-9, 4e-9]), None)  # losses of examples memorised
     np.testing.assert_allclose([tiny.mean(), tiny.std()], [0.0, 1.0], atol=1e-9)
     np.testing.assert_array_equal(standardised(jnp.full(4, 2.0), None), np.zeros(4))
     gradient = jax.grad(lambda x: standardised(x, None).sum())(jnp.full(4, 2.0))
@@ -321,8 +321,8 @@ def test_features_are_needed_and_checked():
     for features, message in (
         (None, "has none for task 'aux0'"),
         ({"primary": jnp.ones((8, 2))}, "has none for task 'aux0'"),
-        (jnp.ones((4, 2)), r"has shape \(4, 2\); wanted \[8, d\]"),
-        (jnp.ones(8), r"has shape \(8,\); wanted \[8, d\]"),
+        (jnp.ones((4, 2)), r"has shape \(4, 2\); expected \[8, d\]"),
+        (jnp.ones(8), r"has shape \(8,\); expected \[8, d\]"),
     ):
         with pytest.raises(ValueError, match=message):
             state_of(model_with(features), problem, method=auxjax.methods.get("jtds"))

@@ -96,7 +96,7 @@ def test_heads_are_outside_of_the_modules():
 @pytest.mark.parametrize("constraint", ["relu", "softplus", "projection"])
 @pytest.mark.parametrize("solver", ["dense", "gmres"])
 def test_the_hypergradient_is_that_of_the_solved_lower_level(constraint, solver):
-    """With J^T: the field of two modules is no gradient."""
+    """With J^T: the field of two modules is not a gradient."""
     problem, dev, scale = split_problem(0), split_problem(1), 0.5
     made = {"dense": dense(), "gmres": gmres(rtol=1e-13, max_steps=50)}[solver]
     method = auxjax.methods.get(

@@ -141,7 +141,7 @@ def test_an_id_outside_of_the_table_shows():
         (ValueError, {"num_examples": 0}, "at least 1"),
         (ValueError, {"activation": "relu"}, "'softplus' or 'sigmoid'"),
         (ValueError, {"spread": -1.0}, "standard deviation"),
-        (ValueError, {"ids": lambda batch: batch["id"][:3]}, r"wanted int\[8\]"),
+        (ValueError, {"ids": lambda batch: batch["id"][:3]}, r"expected int\[8\]"),
         (ValueError, {"ids": lambda batch: batch["y"]["primary"]}, "float64"),
     ],
 )

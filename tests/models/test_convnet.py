@@ -74,7 +74,7 @@ def test_dtypes(single_precision):
     [
         ("layer", {"norm": "layer"}, (1, 8, 8, 1)),
         ("at least 8", {"channels": (1, 1, 1)}, (1, 8, 7, 1)),
-        ("wanted", {}, (8, 8, 1)),
+        ("expected", {}, (8, 8, 1)),
     ],
 )
 def test_mistakes_are_named(piece, options, shape):

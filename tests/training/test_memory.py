@@ -109,5 +109,5 @@ def test_the_first_step_finds_the_compilation_done(loop):
 
 def test_what_cannot_be_compiled_ahead_is_refused():
     init, _, params, batch = make()
-    with pytest.raises(TypeError, match=r"wanted the step of make_step .* got function\. Wrap it: jax\.jit\(step\)"):
+    with pytest.raises(TypeError, match=r"expected the step of make_step .* got function\. Wrap it: jax\.jit\(step\)"):
         estimate_memory(lambda state, batch: state, init(KEY, params, batch), batch)

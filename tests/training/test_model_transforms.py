@@ -47,7 +47,7 @@ def assert_close(found, wanted, **tolerance):
 
 
 def relative_error(found, wanted):
-    """`||found - wanted|| / ||wanted||` over all leaves."""
+    """`||found - expected|| / ||expected||` over all leaves."""
     found, wanted = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (found, wanted))
     return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
 
@@ -344,15 +344,15 @@ def test_what_is_no_row_per_example_is_refused():
     def one_feature(params, batch, key):
         return linear_model().losses(params, batch, key)._replace(features=jnp.array(1.0))
 
-    for losses, message in ((mean_loss, r"shape \(\); wanted \[n\]"), (one_feature, r"features without an axis of")):
+    for losses, message in ((mean_loss, r"shape \(\); expected \[n\]"), (one_feature, r"features without an axis of")):
         with pytest.raises(ValueError, match=message):
             accumulate(auxjax.TaskModel(losses, "primary"), 2).losses(problem.params, problem.batch, KEY)
 
 
 def test_other_arguments_that_cannot_be_are_refused():
-    with pytest.raises(TypeError, match=r"mixed_precision\(dtype=int8\): wanted a floating dtype"):
+    with pytest.raises(TypeError, match=r"mixed_precision\(dtype=int8\): expected a floating dtype"):
         mixed_precision(linear_model(), jnp.int8)
-    with pytest.raises(TypeError, match=r"remat\(policy='dots'\): wanted a function"):
+    with pytest.raises(TypeError, match=r"remat\(policy='dots'\): expected a function"):
         remat(linear_model(), "dots")
     init, _ = auxjax.make_step(
         mixed_precision(auxjax.TaskModel(lambda *_: 0.0, "y")), auxjax.methods.get("equal"), optax.sgd(0.1)

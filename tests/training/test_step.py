@@ -225,7 +225,7 @@ def test_integer_params_are_refused():
         ({"inner_steps": 0}, ValueError, "inner_steps=0"),
         ({"outer_steps": 0}, ValueError, "outer_steps=0"),
         ({"loop": "while"}, ValueError, "'scan', 'host' or None"),
-        ({"model": lambda: None}, TypeError, "wanted auxjax.TaskModel"),
+        ({"model": lambda: None}, TypeError, "expected auxjax.TaskModel"),
         ({"method": "jtds"}, TypeError, r"auxjax.methods.get\('equal'\)"),
         ({"optimizer": 0.1}, TypeError, "optax transformation"),
     ],

@@ -139,11 +139,15 @@ def test_one_compilation_and_a_run_that_diverges_leaves_the_others_alone():
     ("points", "options", "match"),
     [
         ({"a": jnp.ones(3)}, {"mesh": 4}, "3 runs cannot be shared evenly by 4 devices"),
-        ({"a": jnp.ones(3), "b": jnp.ones(2)}, {}, r"points\['b'\] has shape \(2,\); wanted a leading axis of 3 runs"),
+        (
+            {"a": jnp.ones(3), "b": jnp.ones(2)},
+            {},
+            r"points\['b'\] has shape \(2,\); expected a leading axis of 3 runs",
+        ),
         ({"a": 1.0}, {}, "points has a scalar"),
-        ({"a": jnp.ones(2)}, {"batches": "some"}, "wanted one of shared, stacked"),
+        ({"a": jnp.ones(2)}, {"batches": "some"}, "expected one of shared, stacked"),
         ({"a": jnp.ones(2)}, {"inner_steps": 0}, "inner_steps=0"),
-        ({"a": jnp.ones(2)}, {"loop": "never"}, "wanted 'scan', 'host'"),
+        ({"a": jnp.ones(2)}, {"loop": "never"}, "expected 'scan', 'host'"),
     ],
 )
 def test_impossible_sweeps_are_refused(points, options, match):

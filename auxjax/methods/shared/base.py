@@ -158,7 +158,7 @@ def _check_losses(out, primary: str) -> None:
         shape = jnp.shape(value)
         if len(shape) != 1 or shape[0] == 0:
             raise ValueError(
-                f"TaskLosses.values[{task!r}] has shape {shape}; wanted [n], one loss per example, n >= 1. "
+                f"TaskLosses.values[{task!r}] has shape {shape}; expected [n], one loss per example, n >= 1. "
                 "Return the losses before any mean over the batch."
             )
         if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
@@ -167,12 +167,12 @@ def _check_losses(out, primary: str) -> None:
         shape, count = jnp.shape(out.label_losses), jnp.shape(out.values[primary])[0]
         if len(shape) != 2 or shape[0] != count or not jnp.issubdtype(out.label_losses.dtype, jnp.floating):
             raise ValueError(
-                f"TaskLosses.label_losses is {out.label_losses.dtype}{list(shape)}; wanted floats [{count}, classes]: "
-                "for every example of the primary task the auxiliary head's loss for every class."
+                f"TaskLosses.label_losses is {out.label_losses.dtype}{list(shape)}; expected floats [{count}, "
+                "classes]: for every example of the primary task the auxiliary head's loss for every class."
             )
     if out.masks is not None and not isinstance(out.masks, Mapping):
         raise TypeError(
-            f"TaskLosses.masks is a {type(out.masks).__name__}; wanted a dict {{task: bool [n_task]}}, or None where "
+            f"TaskLosses.masks is a {type(out.masks).__name__}; expected a dict {{task: bool [n_task]}}, or None where "
             "everything is labelled."
         )
     for task, mask in (out.masks or {}).items():
@@ -182,7 +182,7 @@ def _check_losses(out, primary: str) -> None:
             raise ValueError(f"TaskLosses.masks has the task {task!r}; the losses have {sorted(out.values)}.")
         if jnp.shape(mask) != jnp.shape(out.values[task]) or jnp.result_type(mask) != jnp.bool_:
             raise ValueError(
-                f"TaskLosses.masks[{task!r}] is {jnp.result_type(mask)}{list(jnp.shape(mask))}; wanted "
+                f"TaskLosses.masks[{task!r}] is {jnp.result_type(mask)}{list(jnp.shape(mask))}; expected "
                 f"bool{list(jnp.shape(out.values[task]))}, True where the example has a label."
             )
 
@@ -250,7 +250,7 @@ def features_of(method: str, out: TaskLosses, task: str) -> jax.Array:
     wanted = out.values[task].shape[0]
     if len(features.shape) != 2 or features.shape[0] != wanted:
         raise ValueError(
-            f"TaskLosses.features for task {task!r} has shape {tuple(features.shape)}; wanted [{wanted}, d], one row "
+            f"TaskLosses.features for task {task!r} has shape {tuple(features.shape)}; expected [{wanted}, d], one row "
             "per example of the task."
         )
     return features

@@ -56,7 +56,7 @@ def check_generator(method: str, generator) -> None:
     """Raises a TypeError unless this is a `Generator` of two functions."""
     if not (isinstance(generator, Generator) and callable(generator.init) and callable(generator.apply)):
         raise TypeError(
-            f"{method}(generator=): wanted auxjax.Generator(init, apply), with init(key, batch) -> meta and "
+            f"{method}(generator=): expected auxjax.Generator(init, apply), with init(key, batch) -> meta and "
             f"apply(meta, batch) -> outputs, got {type(generator).__name__}."
         )
 
@@ -65,7 +65,7 @@ def check_weight(method: str, **values: float) -> None:
     """Raises a ValueError unless all are finite and at least 0."""
     for name, value in values.items():
         if not is_traced(value) and not 0 <= value < float("inf"):
-            raise ValueError(f"{method}({name}={value}): wanted a finite number of at least 0.")
+            raise ValueError(f"{method}({name}={value}): expected a finite number of at least 0.")
 
 
 def joint_loss(context, params, model_state, batch, key, labelling: Labelling, weight: float) -> JointLoss:
@@ -79,7 +79,7 @@ def joint_loss(context, params, model_state, batch, key, labelling: Labelling, w
     losses = _label_losses(context.model, out, params, model_state, batch, key, labelling.labels)
     if losses.shape != primary.shape:
         raise ValueError(
-            f"soft_label_loss returned the shape {losses.shape}; wanted {primary.shape}, one loss per example of the "
+            f"soft_label_loss returned the shape {losses.shape}; expected {primary.shape}, one loss per example of the "
             "primary task."
         )
     generated = masked_mean(losses if labelling.weights is None else labelling.weights * losses, mask)
@@ -163,9 +163,13 @@ def primary_labels(method: str, labels: Callable, batch) -> jax.Array:
     """
     found = labels(batch)
     if jnp.ndim(found) != 1:
-        raise ValueError(f"{method}(labels=) returned the shape {jnp.shape(found)}; wanted [n], one class per example.")
+        raise ValueError(
+            f"{method}(labels=) returned the shape {jnp.shape(found)}; expected [n], one class per example."
+        )
     if not jnp.issubdtype(jnp.result_type(found), jnp.integer):
-        raise TypeError(f"{method}(labels=) returned {jnp.result_type(found)}; wanted the primary classes as integers.")
+        raise TypeError(
+            f"{method}(labels=) returned {jnp.result_type(found)}; expected the primary classes as integers."
+        )
     return found
 
 

@@ -128,7 +128,7 @@ def _encoded(method, labels, num_classes, batch, features, mask):
         found = found[:, None]
     if found.ndim != 2 or found.shape[0] != count or not jnp.issubdtype(found.dtype, jnp.floating):
         raise ValueError(
-            f"{method}(labels=) returned {came}; wanted integers or floats [{count}], or floats [{count}, c], a row "
+            f"{method}(labels=) returned {came}; expected integers or floats [{count}], or floats [{count}, c], a row "
             "for each example of the primary task."
         )
     return _where(mask, found.astype(features.dtype))

@@ -39,7 +39,7 @@ class Reading(NamedTuple):
       sub_classes: psi.
       weight_bins: weights to choose from.
       weighted: whether the policy chooses weights; `None`: if it gives logits for them.
-      with_value: whether its value is wanted.
+      with_value: whether its value is needed.
       softened: whether labels are softmaxes of one-hot vectors.
     """
 
@@ -98,7 +98,7 @@ def outputs_of(reading: Reading, outputs) -> Policy:
         policy = policy._replace(weight_logits=None)
     if not hasattr(policy.logits, "ndim"):
         raise TypeError(
-            f"rl_aux(generator=): apply returned {type(outputs).__name__}; wanted the logits [n, classes x "
+            f"rl_aux(generator=): apply returned {type(outputs).__name__}; expected the logits [n, classes x "
             "sub_classes], or auxjax.Policy(logits, weight_logits, value)."
         )
     count = jnp.shape(policy.logits)[:1]
@@ -106,7 +106,7 @@ def outputs_of(reading: Reading, outputs) -> Policy:
     found = None if policy.weight_logits is None else jnp.shape(policy.weight_logits)
     if found != wanted and (reading.weighted or found is not None):
         raise ValueError(
-            f"rl_aux(generator=): weight_logits {found}; wanted {wanted}, a logit for each of weight_bins="
+            f"rl_aux(generator=): weight_logits {found}; expected {wanted}, a logit for each of weight_bins="
             f"{reading.weight_bins} weights."
         )
     if reading.with_value and (policy.value is None or jnp.shape(policy.value) != count):

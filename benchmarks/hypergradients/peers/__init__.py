@@ -36,5 +36,5 @@ def get(name: str):
       ValueError: there is none.
     """
     if name not in NAMES:
-        raise ValueError(f"there is no adaptor {name!r}; wanted one of: {', '.join(NAMES)}")
+        raise ValueError(f"there is no adaptor {name!r}; expected one of: {', '.join(NAMES)}")
     return importlib.import_module(f"benchmarks.hypergradients.peers.{name}")

@@ -5,7 +5,7 @@
     3. converged   methods run to the end, against the reference of the problem
     4. defects     what is known to be wrong in a library, measured anew; shown, and no failure of the check
 
-Everything is in float64, but for the last part where it says so. Exit code 1 if anything in 1 to 3 is off; a library
+Everything is in float64, except for the last part where it says so. Exit code 1 if anything in 1 to 3 is off; a library
 that is not there is reported and skips its rows. The libraries are those of requirements.txt beside this file.
 """
 
@@ -197,7 +197,7 @@ def _flat(tree: dict) -> np.ndarray:
 
 
 def _relative(value, wanted) -> float:
-    """Relative difference; absolute where what is wanted is zero."""
+    """Relative difference; absolute where the expected value is zero."""
     size = np.linalg.norm(wanted)
     return float(np.linalg.norm(np.asarray(value) - wanted) / (size if size > 0 else 1.0))
 

@@ -127,7 +127,7 @@ def _hypergrad_nystrom(get) -> str:
     found = [
         f"{_percent(_error(entries[f'nystrom rank=20 rho={rho}'], problem))} at rho {rho}" for rho in ("0.1", "0.01")
     ]
-    return "error " + ", ".join(found) + "; 100 % is no gradient at all"
+    return "error " + ", ".join(found) + "; 100 % is not a gradient at all"
 
 
 _CASES = (

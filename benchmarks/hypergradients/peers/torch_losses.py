@@ -41,7 +41,9 @@ def get(kind: str, constants: dict):
         return _logistic_inner, _mean_outer(_linear)
     networks = {"data_cleaning": _linear, "hypercleaning": _perceptron, "convnet": _convnet}
     if kind not in networks:
-        raise ValueError(f"there are no losses {kind!r}; wanted ridge, quadratics, logistic or one of {list(networks)}")
+        raise ValueError(
+            f"there are no losses {kind!r}; expected ridge, quadratics, logistic or one of {list(networks)}"
+        )
     return _weighted_inner(networks[kind], constants["decay"]), _mean_outer(networks[kind])
 
 

@@ -78,9 +78,9 @@ def _split(name: str, size: str) -> tuple[str, str]:
     if name not in _MAKERS and not size:
         name, _, size = name.partition("-")
     if name not in _MAKERS:
-        raise ValueError(f"there is no problem {name!r}; wanted one of: {', '.join(names())}")
+        raise ValueError(f"there is no problem {name!r}; expected one of: {', '.join(names())}")
     sizes = _MAKERS[name][1]
     if size not in sizes:
         wanted = ", ".join(f"{name}-{s}" if s else name for s in sizes)
-        raise ValueError(f"the problem {name!r} has no size {size!r}; wanted one of: {wanted}")
+        raise ValueError(f"the problem {name!r} has no size {size!r}; expected one of: {wanted}")
     return name, size

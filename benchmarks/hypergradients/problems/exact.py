@@ -115,7 +115,7 @@ class Level:
         """
         flat, size = self.newton(self._quasi_newton(np.asarray(flat, np.float64), meta, tolerance), meta, tolerance)
         if size > tolerance:
-            raise RuntimeError(f"no minimum was reached: gradient norm {size:.1e}, wanted {tolerance:.1e}")
+            raise RuntimeError(f"no minimum was reached: gradient norm {size:.1e}, expected {tolerance:.1e}")
         return flat
 
     def newton(self, flat, meta, tolerance: float, steps: int = 20):
@@ -156,7 +156,7 @@ class Level:
         u = self.solve(flat, v, meta, tolerance, guess)
         residual = np.linalg.norm(v - self.product(flat, u, meta)) / np.linalg.norm(v)
         if not residual <= 10 * tolerance and self.size > DENSE:
-            raise RuntimeError(f"the reference has a residual of {residual:.1e}; wanted {tolerance:.1e}")
+            raise RuntimeError(f"the reference has a residual of {residual:.1e}; expected {tolerance:.1e}")
         through = self._call("mixed", flat, u, meta)
         return {key: direct[key] - through[key] for key in direct}, float(residual), u
 

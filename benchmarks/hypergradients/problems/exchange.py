@@ -15,7 +15,7 @@ class LeftOut(Exception):  # noqa: N818 (not a failure: a measurement that is le
 
 
 class Problem(NamedTuple):
-    """A bilevel problem at the point where its hypergradient is wanted.
+    """A bilevel problem at the point where its hypergradient is needed.
 
     Attributes:
       name: `"hypercleaning-small"`, ...

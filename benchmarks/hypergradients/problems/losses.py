@@ -32,7 +32,9 @@ def get(kind: str, constants: dict):
         return _logistic_inner, lambda params, meta, batch: jnp.mean(cross_entropy(_linear(params, batch), batch["y"]))
     networks = {"data_cleaning": _linear, "hypercleaning": _perceptron, "convnet": _convnet}
     if kind not in networks:
-        raise ValueError(f"there are no losses {kind!r}; wanted ridge, quadratics, logistic or one of {list(networks)}")
+        raise ValueError(
+            f"there are no losses {kind!r}; expected ridge, quadratics, logistic or one of {list(networks)}"
+        )
     return _weighted(networks[kind], constants["decay"])
 
 

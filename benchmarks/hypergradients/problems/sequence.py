@@ -1,4 +1,4 @@
-"""Fifty steps of an outer level on the hypercleaning problem: the points at which hypergradients are wanted in a run.
+"""Fifty steps of an outer level on the hypercleaning problem: the points at which hypergradients are needed in a run.
 
     meta_{t+1} = meta_t - Adam(learning rate 0.05)(hypergradient at (params_t, meta_t))
     params_t   = argmin inner(., meta_t)

@@ -252,12 +252,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         if getattr(options, name) is None:
             setattr(options, name, value)
     if unknown := sorted(set(options.settings) - set(SETTINGS)):
-        parser.error(f"--settings {unknown[0]}: wanted {', '.join(SETTINGS)}")
+        parser.error(f"--settings {unknown[0]}: expected {', '.join(SETTINGS)}")
     for name, least in (("seeds", 0), ("dims", 1), ("primary", 1)):
         if not getattr(options, name) or min(getattr(options, name)) < least:
-            parser.error(f"--{name}: wanted numbers of at least {least}")
+            parser.error(f"--{name}: expected numbers of at least {least}")
     if min(options.steps, options.batch) < 1 or not 0 < options.step_size < 1 or not 0 < options.rate < 1:
-        parser.error("wanted --steps and --batch of at least 1, and --step-size and --rate between 0 and 1")
+        parser.error("expected --steps and --batch of at least 1, and --step-size and --rate between 0 and 1")
     return options
 
 

@@ -35,7 +35,7 @@ class Replica(NamedTuple):
 
     Attributes:
       tasks: the likelihoods as ARML sees them.
-      factor: ARML sees every auxiliary log-likelihood times this; 1 but for mean losses.
+      factor: ARML sees every auxiliary log-likelihood times this; 1 except for mean losses.
       centre: `[d]`, mu*.
       data: examples and sizes for mini-batches, `{"primary" or "auxiliary": (x, y, size)}`.
     """

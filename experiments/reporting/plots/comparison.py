@@ -201,7 +201,7 @@ def _place(run) -> tuple:
 
 
 def _curves(axes, runs, name, look, scale=1.0, spread=True, **options) -> bool:
-    """Mean, and range if wanted, over the runs, at the steps all have logged; runs without any do not count."""
+    """Mean, and range if expected, over the runs, at the steps all have logged; runs without any do not count."""
     logs = [{line["step"]: line[name] for line in run.log if name in line} for run in runs]
     logs = [log for log in logs if log]
     steps = sorted(set.intersection(*map(set, logs))) if logs else []

@@ -161,7 +161,7 @@ def test_two_forms_in_one_place_are_refused(copy, archive):
     ("changes", "message"),
     [
         ({"y_test": None, "other": np.zeros(1)}, r"lacks the arrays \['y_test'\]; it has .*'other'"),
-        ({"classes": np.array(CLASSES[:9])}, "has 9 classes, wanted 10"),
+        ({"classes": np.array(CLASSES[:9])}, "has 9 classes, expected 10"),
         ({"r_test": np.zeros((40, 3, 16, 16), np.uint8)}, r"r_test .* got uint8 \(40, 3, 16, 16\)"),
         ({"r_train": np.zeros((120, 3, 32, 32), np.int16)}, "r_train .* got int16"),
         ({"y_test": np.zeros(39, np.uint8)}, r"y_test .* must be integers \(40,\), one per image, got uint8 \(39,\)"),
@@ -213,7 +213,7 @@ def test_another_file_format_is_refused(copy):
 
 
 def test_another_data_set_is_refused(copy, tmp_path):
-    with pytest.raises(ValueError, match=r"has 12 classes, wanted 10"):
+    with pytest.raises(ValueError, match=r"has 12 classes, expected 10"):
         cifar10.load(0, data_dir=prepare(tmp_path / "other", names=(*CLASSES, "bus", "van")))
     path = copy / "dataset_info.json"
     path.write_text(path.read_text().replace('"name": "test"', '"name": "extra"'))

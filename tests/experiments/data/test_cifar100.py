@@ -118,7 +118,7 @@ def test_cifar_10_in_the_same_place_is_not_mistaken_for_it(archive, prepared, tm
     test_cifar10.prepare(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"neither a prepared cifar100 .* nor cifar100_exact.npz; .*'cifar10'"):
         cifar100.load(0, data_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"no CIFAR-100: .* wanted image \(32, 32, 3\), label, coarse_label, and"):
+    with pytest.raises(ValueError, match=r"no CIFAR-100: .* expected image \(32, 32, 3\), label, coarse_label, and"):
         cifar100.load(0, data_dir=tmp_path / "cifar10")
     shutil.copytree(prepared, tmp_path / "cifar100" / prepared.name)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
@@ -139,8 +139,8 @@ def test_a_missing_place_says_how_to_get_the_data(tmp_path):
     ("changes", "message"),
     [
         ({"fine_to_coarse": None}, r"lacks the arrays \['fine_to_coarse'\]"),
-        ({"classes": np.array(FINE[:10])}, "has 10 classes, wanted 100: this is not CIFAR-100"),
-        ({"coarse_classes": np.array(COARSE[:19])}, "has 19 coarse_classes, wanted 20: this is not CIFAR-100"),
+        ({"classes": np.array(FINE[:10])}, "has 10 classes, expected 100: this is not CIFAR-100"),
+        ({"coarse_classes": np.array(COARSE[:19])}, "has 19 coarse_classes, expected 20: this is not CIFAR-100"),
         ({"fine_to_coarse": TABLE[:99]}, r"fine_to_coarse in .* must be integers \(100,\), .* got int64 \(99,\)"),
         ({"fine_to_coarse": TABLE / 1.0}, r"must be integers \(100,\), .* got float64 \(100,\)"),
         ({"fine_to_coarse": TABLE + 1}, r"coarse_label of train in .* must lie in \[0, 20\), got 1 to 20"),
@@ -167,7 +167,7 @@ def test_records_whose_labels_are_no_hierarchy_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"3.0.2 has 100 classes, 10[12] pairs of .* this is not CIFAR-100"):
         cifar100.load(0, data_dir=path, **SIZES)
     path = prepare(tmp_path / "second", coarse_names=(*COARSE, "another"))
-    with pytest.raises(ValueError, match=r"has 21 coarse_classes, wanted 20"):
+    with pytest.raises(ValueError, match=r"has 21 coarse_classes, expected 20"):
         cifar100.load(0, data_dir=path, **SIZES)
 
 

@@ -152,7 +152,7 @@ def test_truncated_pickles(root, kept):
 
 def test_arrays_that_are_no_pickled_dict(root):
     np.save(root / cifar10n.OFFICIAL_NAME, people()["worse_label"])
-    with pytest.raises(ValueError, match=r"it holds a int64 array of shape \(120,\), wanted one pickled dict"):
+    with pytest.raises(ValueError, match=r"it holds a int64 array of shape \(120,\), expected one pickled dict"):
         cifar10n.load(0, data_dir=root, **SIZES)
     np.save(root / cifar10n.OFFICIAL_NAME, np.array(7, dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"cannot be read as a pickled dict of arrays \(TypeError"):

@@ -25,7 +25,7 @@ def test_wanted_arrays_come_back_and_others_are_left(archive):
 def test_missing_file_and_missing_keys(archive, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"here: there is no file .*none.npz"):
         load_npz(tmp_path / "none.npz", ["a"], where="here")
-    with pytest.raises(ValueError, match=r"lacks the arrays \['d'\]; it has \['a', 'b', 'c'\], wanted \['a', 'd'\]"):
+    with pytest.raises(ValueError, match=r"lacks the arrays \['d'\]; it has \['a', 'b', 'c'\], expected \['a', 'd'\]"):
         load_npz(archive, ["a", "d"], where="here")
 
 

@@ -44,14 +44,14 @@ def test_labels_are_folders_with_plain_names():
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("jtdz", "There is no method 'jtdz'. Did you mean 'jtds'"),
         ("jtdz:form=x", "There is no method 'jtdz'"),
         ("equal+dev:auxiliary_weight=1", "There is no method 'equal+dev'"),
-        ("equal:", "wanted NAME:OPTION=VALUE, more options behind a +"),
-        ("equal:auxiliary_weight", "wanted NAME:OPTION=VALUE"),
-        ("equal:auxiliary_weight=", "wanted NAME:OPTION=VALUE"),
+        ("equal:", "expected NAME:OPTION=VALUE, more options behind a +"),
+        ("equal:auxiliary_weight", "expected NAME:OPTION=VALUE"),
+        ("equal:auxiliary_weight=", "expected NAME:OPTION=VALUE"),
         ("equal:auxiliary_weight=1+auxiliary_weight=2", "each option once"),
         ("equal:weight=1", "equal has no option 'weight'. Its options: auxiliary_weight, reduction"),
         ("stl:weight=1", "stl has no option 'weight'. Its options: none"),
@@ -84,7 +84,7 @@ def test_options_of_the_label_come_before_those_of_the_config():
         make("arml:form=merged+step_size=0.2", defaults)
     with pytest.raises(ValueError, match=r"fixed_weights needs the option 'weights'"):
         make("fixed_weights", {})
-    with pytest.raises(ValueError, match=r"method 'fixed_weights': .*wanted \{task: weight\}, got float"):
+    with pytest.raises(ValueError, match=r"method 'fixed_weights': .*expected \{task: weight\}, got float"):
         make("fixed_weights", {"fixed_weights": {"weights": 0.3}})
 
 

@@ -29,7 +29,7 @@ def test_a_swallowed_interrupt_is_raised_at_the_next_step(capsys):
 
     assert guarded(work) == 130
     assert steps == [0, 1]
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
 
 
 def test_an_interrupt_is_forgotten_with_its_command():
@@ -89,7 +89,7 @@ def test_a_request_to_leave_is_asked_for_and_forgotten_with_its_command(capsys):
             raise interruption.Preempted(8)
 
     assert guarded(work) == 143
-    assert capsys.readouterr().err == "preempted at step 8, saved; the same command goes on.\n"
+    assert capsys.readouterr().err == "preempted at step 8, saved; the same command resumes.\n"
     assert not interruption.stop_asked(9)
     assert signal.getsignal(signal.SIGTERM) is before
 

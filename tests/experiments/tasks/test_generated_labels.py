@@ -117,9 +117,9 @@ def test_the_primary_loss_is_focal():
         ("network=vgg", "vgg16"),
         ("manual=mine", "human, decoy"),
         ("sub_classes=0", "at least 1"),
-        ("dtype=float16", "dtype='float16': wanted one of float32, bfloat16"),
-        ("accumulate=0", "accumulate=0: wanted a whole number of at least 1"),
-        ("remat=perhaps", "wanted true or false, such as remat=false"),
+        ("dtype=float16", "dtype='float16': expected one of float32, bfloat16"),
+        ("accumulate=0", "accumulate=0: expected a whole number of at least 1"),
+        ("remat=perhaps", "expected true or false, such as remat=false"),
         ("accumulate=5", "['image'] has 12 examples, which 5 parts cannot share evenly"),
     ],
 )

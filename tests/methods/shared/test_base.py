@@ -55,11 +55,11 @@ ONES = jnp.ones(3)
         ({"a": ONES}, TypeError, "must return auxjax.TaskLosses and returned dict"),
         (auxjax.TaskLosses({}), ValueError, "at least one task"),
         (auxjax.TaskLosses({"b": ONES}), ValueError, r"primary is 'a'.*has the tasks \['b'\]"),
-        (auxjax.TaskLosses({"a": jnp.ones(())}), ValueError, r"shape \(\); wanted \[n\], one loss per example"),
-        (auxjax.TaskLosses({"a": jnp.ones((3, 2))}), ValueError, r"shape \(3, 2\); wanted \[n\]"),
+        (auxjax.TaskLosses({"a": jnp.ones(())}), ValueError, r"shape \(\); expected \[n\], one loss per example"),
+        (auxjax.TaskLosses({"a": jnp.ones((3, 2))}), ValueError, r"shape \(3, 2\); expected \[n\]"),
         (auxjax.TaskLosses({"a": jnp.ones(3, jnp.int32)}), ValueError, "dtype int32; losses are floating"),
-        (auxjax.TaskLosses({"a": ONES}, {"a": jnp.ones(2, bool)}), ValueError, r"bool\[2\]; wanted bool\[3\]"),
-        (auxjax.TaskLosses({"a": ONES}, {"a": ONES}), ValueError, r"float64\[3\]; wanted bool\[3\]"),
+        (auxjax.TaskLosses({"a": ONES}, {"a": jnp.ones(2, bool)}), ValueError, r"bool\[2\]; expected bool\[3\]"),
+        (auxjax.TaskLosses({"a": ONES}, {"a": ONES}), ValueError, r"float64\[3\]; expected bool\[3\]"),
         (auxjax.TaskLosses({"a": ONES}, {"c": ONES > 0}), ValueError, "masks has the task 'c'"),
     ],
 )
@@ -118,7 +118,7 @@ def test_equal_with_zero_weight_is_single_task_training():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"auxiliary_weight": -1.0}, "auxiliary_weight=-1.0"), ({"reduction": "max"}, "wanted 'sum' or 'mean'")],
+    [({"auxiliary_weight": -1.0}, "auxiliary_weight=-1.0"), ({"reduction": "max"}, "expected 'sum' or 'mean'")],
 )
 def test_equal_refuses_impossible_options(options, message):
     with pytest.raises(ValueError, match=message):
