@@ -27,10 +27,10 @@ from auxjax.hypergrad import optimizer_fixed_point as optimizer_fixed_point
 from auxjax.hypergrad import single_loop as single_loop
 from auxjax.hypergrad import unrolled as unrolled
 from auxjax.hypergrad import warm_started as warm_started
+from auxjax.interface import Method as Method
+from auxjax.interface import TaskLosses as TaskLosses
+from auxjax.interface import TaskModel as TaskModel
 from auxjax.interface import TrainState as TrainState
-from auxjax.methods.shared.base import Method as Method
-from auxjax.methods.shared.base import TaskLosses as TaskLosses
-from auxjax.methods.shared.base import TaskModel as TaskModel
 from auxjax.methods.shared.generation import Generator as Generator
 from auxjax.methods.shared.policy import Policy as Policy
 from auxjax.solvers import SolveInfo as SolveInfo

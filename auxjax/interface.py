@@ -1,12 +1,27 @@
-"""The training state: everything a run needs to go on, in one pytree.
+"""The seam between a model and a method: neither knows the other.
 
-Nothing about a run lives outside it (no global counter, no hidden generator), so a checkpoint of the state is a
-checkpoint of the run, and `vmap` over states is a sweep over runs.
+A user gives per-task, per-example losses (`TaskModel`). A method is three pure functions on the training state
+(`Method`), as an optax transformation is two on the optimiser state. `make_step` puts them together.
+
+    init (context, state, batch, key)                     -> method state
+    inner(context, state, batch, key)                     -> (state, metrics)      one update of params
+    outer(context, state, inner_batch, outer_batch, key)  -> (state, metrics)      one update of meta
+
+Whole states go in and come out because methods differ in what they touch: a weighted loss changes the gradient,
+Langevin sampling replaces the optimiser, a look-ahead runs the optimiser on a copy, a policy samples labels.
+
+Nothing about a run lives outside its `TrainState` (no global counter, no hidden generator), so a checkpoint of the
+state is a checkpoint of the run, and `vmap` over states is a sweep over runs.
+
+Metrics have common names: `loss/<task>` and `weight/<task>` (means over the labelled examples of the batch),
+`outer_loss`, `hypergradient/<field of HypergradInfo>`.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 
 class TrainState(NamedTuple):
@@ -27,3 +42,91 @@ class TrainState(NamedTuple):
     opt_state: Any
     model_state: Any = None
     method: Any = ()
+
+
+class TaskLosses(NamedTuple):
+    """What a model's loss function returns for one batch.
+
+    Attributes:
+      values: `{task: [n_task]}`, one loss per example and task. Tasks may have batches of different sizes.
+      masks: `{task: bool [n_task]}`, True where the example has a label for the task; tasks left out are
+        fully labelled.
+      features: `[n, d]` output of the shared trunk, or `{task: [n_task, d]}`, for methods that look at it (JTDS).
+      state: the model's new state (BatchNorm statistics), `None` for a model without any.
+      maps: `{task: [n_task, height, width]}`, losses per pixel whose means over pixels are `values`, for methods that
+        look at where in an image a loss is (AuxiLearn's convolutional form).
+      label_losses: `[n, classes]`, what the auxiliary head would lose if class c were its label, for methods that
+        generate labels, where the loss is linear in the label, as cross-entropy and focal loss are. They then need no
+        `TaskModel.soft_label_loss`, and one forward and backward pass serves the primary and the generated task.
+    """
+
+    values: Mapping[str, jax.Array]
+    masks: Mapping[str, jax.Array] | None = None
+    features: Any = None
+    state: Any = None
+    maps: Mapping[str, jax.Array] | None = None
+    label_losses: jax.Array | None = None
+
+
+class TaskModel(NamedTuple):
+    """A model as a method sees it. With model state, every function takes it as one more, last argument.
+
+    Attributes:
+      losses: `(params, batch, key) -> TaskLosses`.
+      primary: name of the task that counts.
+      trunk: which leaves of `params` the tasks share: a predicate on the path of a leaf, such as
+        `lambda path: "trunk" in path`, a pytree of bools like `params`, or `None` for all of them.
+      soft_label_loss: `(params, batch, labels, key) -> [n]`, the auxiliary head's loss against given soft labels
+        `[n, classes]`, for methods that generate labels.
+      feature_loss: `(params, features, labels) -> [n]`, the loss of given features and labels, for methods that
+        generate both.
+    """
+
+    losses: Callable[..., TaskLosses]
+    primary: str
+    trunk: Any = None
+    soft_label_loss: Callable[..., jax.Array] | None = None
+    feature_loss: Callable[..., jax.Array] | None = None
+
+
+def no_reduction(tree):
+    """The reduction outside of `pmap`: `tree` itself."""
+    return tree
+
+
+class Context(NamedTuple):
+    """What stays fixed over a run: the model, the inner optimiser and how replicas average.
+
+    Attributes:
+      model: a `TaskModel`.
+      optimizer: the inner optimiser, an optax transformation; methods may call it on copies (look-ahead).
+      reduce: pytree -> pytree, applied to every gradient and inside every matrix-vector product. The identity under
+        jit and sharding; a mean over replicas inside a pmapped step.
+    """
+
+    model: TaskModel
+    optimizer: optax.GradientTransformationExtraArgs
+    reduce: Callable[[Any], Any] = no_reduction
+
+
+class Method(NamedTuple):
+    """A method of auxiliary learning.
+
+    Attributes:
+      init: `(context, state, batch, key) -> method state`; `state.method` is still `()`.
+      inner: `(context, state, batch, key) -> (state, metrics)`, one update of `state.params`. The step counter and
+        the PRNG key of the state are the caller's to change.
+      outer: `(context, state, inner_batch, outer_batch, key) -> (state, metrics)`, one update of `state.method`, or
+        `None` for methods without an outer level. It leaves `state.model_state` alone.
+      weights: `(context, state, batch, key) -> {task: scalar or [n_task]}`, the weights the method gives this batch,
+        to look at; `None` for methods that have none.
+      whole_batch: the method looks at the batch as a whole (at pairs of its examples, at rows of a table), where a mean
+        over replicas is not enough. Inside `pmap` every replica then gets all of it, and does the same work; a batch
+        that is sharded under jit is divided all the same.
+    """
+
+    init: Callable[..., Any]
+    inner: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    outer: Callable[..., tuple[TrainState, dict[str, jax.Array]]] | None = None
+    weights: Callable[..., dict[str, jax.Array]] | None = None
+    whole_batch: bool = False

@@ -1,4 +1,4 @@
-"""Methods of auxiliary learning, all with one interface (`auxjax.methods.shared.base.Method`), by name.
+"""Methods of auxiliary learning, all with one interface (`auxjax.Method`), by name.
 
     auxjax.methods.get("jtds", outer_optimizer=optax.adam(1e-2))
 
@@ -8,6 +8,10 @@ A method is a function of its options in a file of its own name. One line here m
 import difflib
 import inspect
 
+from auxjax.interface import Context as Context
+from auxjax.interface import Method as Method
+from auxjax.interface import TaskLosses as TaskLosses
+from auxjax.interface import TaskModel as TaskModel
 from auxjax.methods._adaloss import adaloss as adaloss
 from auxjax.methods._arml import arml as arml
 from auxjax.methods._auto_lambda import auto_lambda as auto_lambda
@@ -31,10 +35,6 @@ from auxjax.methods._rl_aux import rl_aux as rl_aux
 from auxjax.methods._stl import stl as stl
 from auxjax.methods._uncertainty import uncertainty as uncertainty
 from auxjax.methods._wamal import wamal as wamal
-from auxjax.methods.shared.base import Context as Context
-from auxjax.methods.shared.base import Method as Method
-from auxjax.methods.shared.base import TaskLosses as TaskLosses
-from auxjax.methods.shared.base import TaskModel as TaskModel
 from auxjax.methods.shared.generation import Generator as Generator
 from auxjax.methods.shared.policy import Policy as Policy
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
-from auxjax.methods.shared import base
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation
 
 
 class AdalossState(NamedTuple):
@@ -32,7 +33,7 @@ class AdalossState(NamedTuple):
 
 def adaloss(
     *, form: str = "normalised", decay: float = 0.99, shift: float | dict[str, float] = 0.0, epsilon: float = 1e-6
-) -> base.Method:
+) -> Method:
     """Weights one over the running mean of each loss.
 
     Args:
@@ -58,11 +59,11 @@ def adaloss(
     options = _Options(form == "normalised", decay, shift, epsilon)
 
     def weights(context, state, batch, key):
-        out = base.evaluate(context.model, state.params, state.model_state, batch, key)
+        out = evaluation.evaluate(context.model, state.params, state.model_state, batch, key)
         observed = _observe(options, context, state.method, out)
-        return base.constant_weights(_weights_of(options, context, sorted(out.values), observed), out)
+        return descent.constant_weights(_weights_of(options, context, sorted(out.values), observed), out)
 
-    return base.Method(partial(_init, options), partial(_inner, options), weights=weights)
+    return Method(partial(_init, options), partial(_inner, options), weights=weights)
 
 
 class _Options(NamedTuple):
@@ -73,8 +74,8 @@ class _Options(NamedTuple):
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    base.auxiliary_or_raise("adaloss", context, out)
+    out = evaluation.loss_shapes(context, state, batch, key)
+    evaluation.auxiliary_or_raise("adaloss", context, out)
     if isinstance(options.shift, dict) and set(options.shift) - set(out.values):
         unknown = sorted(set(options.shift) - set(out.values))
         raise ValueError(f"adaloss(shift=) names {unknown[0]!r}; the model has the tasks {sorted(out.values)}.")
@@ -86,9 +87,9 @@ def _inner(options, context, state, batch, key):
     def weights_of(out):
         return _weights_of(options, context, sorted(out.values), _observe(options, context, state.method, out))
 
-    grads, out, weights = base.weighted_gradient(context, state, batch, key, weights_of)
+    grads, out, weights = descent.weighted_gradient(context, state, batch, key, weights_of)
     method = _observe(options, context, state.method, out)
-    return base.descend(context, state, grads, out.state)._replace(method=method), base.loss_metrics(out, weights)
+    return descent.descend(context, state, grads, out.state)._replace(method=method), descent.loss_metrics(out, weights)
 
 
 def _observe(options, context, previous, out) -> AdalossState:
@@ -96,9 +97,9 @@ def _observe(options, context, previous, out) -> AdalossState:
     tasks = sorted(out.values)
     shift = options.shift if isinstance(options.shift, dict) else dict.fromkeys(tasks, options.shift)
     dtype = previous.means.dtype
-    found = context.reduce(base.mean_losses(out, tasks)).astype(dtype)
+    found = context.reduce(evaluation.mean_losses(out, tasks)).astype(dtype)
     found = found + jnp.array([shift.get(task, 0.0) for task in tasks], dtype)
-    seen = base.labelled(context, out, tasks)
+    seen = evaluation.labelled(context, out, tasks)
     means = options.decay * previous.means + (1 - options.decay) * found
     counts = options.decay * previous.counts + (1 - options.decay)
     return AdalossState(jnp.where(seen, means, previous.means), jnp.where(seen, counts, previous.counts))
@@ -110,5 +111,5 @@ def _weights_of(options, context, tasks, method_state):
     level = jnp.where(known, means / jnp.where(known, counts, jnp.ones_like(counts)), jnp.ones_like(means))
     inverse = 1.0 / (jnp.maximum(level, 0.0) + options.epsilon)
     if not options.normalised:
-        return {**base.by_task(tasks, inverse), context.model.primary: 1.0}
-    return base.by_task(tasks, len(tasks) * inverse / jnp.sum(inverse))
+        return {**evaluation.by_task(tasks, inverse), context.model.primary: 1.0}
+    return evaluation.by_task(tasks, len(tasks) * inverse / jnp.sum(inverse))

@@ -25,7 +25,8 @@ from auxjax._internal.tracing import is_traced
 from auxjax.formulas.langevin import langevin_step
 from auxjax.formulas.score_matching import score_matching_value_and_gradient
 from auxjax.formulas.simplex import project_simplex, shift_and_clamp
-from auxjax.methods.shared import base
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation
 
 _FAST, _SLOW = 0.9, 0.98  # decays of the two running means whose distance tells whether the weights still move
 
@@ -62,7 +63,7 @@ def arml(
     min_updates: int = 100,
     max_updates: int = 1000,
     train_primary: bool = True,
-) -> base.Method:
+) -> Method:
     """Auxiliary task reweighting by score matching.
 
     Two forms (the paper's algorithms 1 and 2). "two_stage": Langevin sampling with the weights learned on the samples
@@ -111,10 +112,10 @@ def arml(
     )
 
     def weights(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(_weights_of(options, context, state.method, out), out)
+        out = evaluation.loss_shapes(context, state, batch, key)
+        return descent.constant_weights(_weights_of(options, context, state.method, out), out)
 
-    return base.Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+    return Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
 
 
 class _Options(NamedTuple):
@@ -131,8 +132,8 @@ class _Options(NamedTuple):
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    names = base.auxiliary_or_raise("arml", context, out)
+    out = evaluation.loss_shapes(context, state, batch, key)
+    names = evaluation.auxiliary_or_raise("arml", context, out)
     dtype = accumulation_dtype(out.values[context.model.primary])
     weights = jnp.full((len(names),), _total(options, len(names)) / len(names), dtype)
     opt_state = options.optimizer.init(weights)
@@ -144,17 +145,17 @@ def _total(options, count: int):
 
 
 def _weights_of(options, context, method_state, out):
-    names = base.auxiliary_tasks(out, context.model.primary)
+    names = evaluation.auxiliary_tasks(out, context.model.primary)
     weights = {name: method_state.weights[index] for index, name in enumerate(names)}
     return {context.model.primary: 1.0, **weights} if options.train_primary else weights
 
 
 def _inner(options, context, state, batch, key):
     key_loss, key_noise = jax.random.split(key)
-    grads, out, weights = base.weighted_gradient(
+    grads, out, weights = descent.weighted_gradient(
         context, state, batch, key_loss, lambda out: _weights_of(options, context, state.method, out)
     )
-    trained = base.descend(context, state, grads, out.state)
+    trained = descent.descend(context, state, grads, out.state)
     if options.two_stage:
         # The same gradient serves both stages, so choosing between two updates costs nothing. The optimiser's state
         # stays as it was while sampling: the second stage starts it afresh.
@@ -164,13 +165,13 @@ def _inner(options, context, state, batch, key):
             state.method.sampling, (sampled.params, state.opt_state), (trained.params, trained.opt_state)
         )
         trained = trained._replace(params=params, opt_state=opt_state)
-    return trained, base.loss_metrics(out, weights)
+    return trained, descent.loss_metrics(out, weights)
 
 
 def _outer(options, context, state, inner_batch, outer_batch, key):
     del outer_batch  # ARML has no held-out set
     previous = state.method
-    losses, trunk = base.loss_vector(context, state, inner_batch, key), base.trunk_of(context, state.params)
+    losses, trunk = evaluation.loss_vector(context, state, inner_batch, key), evaluation.trunk_of(context, state.params)
     divergence, gradient, *_ = score_matching_value_and_gradient(
         losses, state.params, previous.weights, trunk=trunk, reduce=context.reduce
     )
@@ -188,7 +189,7 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
         # Once sampling has ended nothing moves any more.
         new = _choose(previous.sampling, _end_sampling(options, new), previous)
     # A batch without a primary label has no primary gradient to match: the weights would make the others cancel out.
-    new = _choose(base.labelled_in_batch(context, state, inner_batch, key)[0], new, previous)
+    new = _choose(evaluation.labelled_in_batch(context, state, inner_batch, key)[0], new, previous)
     metrics = {"score_divergence": divergence, "sampling": new.sampling.astype(jnp.float32)}
     return state._replace(method=new), metrics
 

@@ -18,7 +18,8 @@ from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas.losses import weighted_loss
 from auxjax.hypergrad import BilevelProblem, finite_difference, one_step
-from auxjax.methods.shared import base, outer_level
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation, outer_level
 
 
 def auto_lambda(
@@ -27,7 +28,7 @@ def auto_lambda(
     form: str = "finite_difference",
     epsilon: float = 0.01,
     initial: float = 0.1,
-) -> base.Method:
+) -> Method:
     """Weights by one look-ahead step.
 
     Args:
@@ -58,12 +59,12 @@ def auto_lambda(
     options = _Options(optimizer, form == "exact", epsilon, initial)
 
     def inner(context, state, batch, key):
-        return base.weighted_update(context, state, batch, key, lambda out: state.method.meta)
+        return descent.weighted_update(context, state, batch, key, lambda out: state.method.meta)
 
     def weights(context, state, batch, key):
-        return base.constant_weights(state.method.meta, base.loss_shapes(context, state, batch, key))
+        return descent.constant_weights(state.method.meta, evaluation.loss_shapes(context, state, batch, key))
 
-    return base.Method(partial(_init, options), inner, partial(_outer, options), weights)
+    return Method(partial(_init, options), inner, partial(_outer, options), weights)
 
 
 class _Options(NamedTuple):
@@ -74,15 +75,15 @@ class _Options(NamedTuple):
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    base.auxiliary_or_raise("auto_lambda", context, out)
+    out = evaluation.loss_shapes(context, state, batch, key)
+    evaluation.auxiliary_or_raise("auto_lambda", context, out)
     meta = {task: jnp.full((), options.initial, accumulation_dtype(value)) for task, value in out.values.items()}
     return outer_level.OuterState(meta, options.optimizer.init(meta), ())
 
 
 def _outer(options, context, state, inner_batch, outer_batch, key):
     def inner_loss(params, weights, batch):
-        out = base.evaluate(context.model, params, state.model_state, batch, key)
+        out = evaluation.evaluate(context.model, params, state.model_state, batch, key)
         return weighted_loss(out.values, weights, masks=out.masks)
 
     outer = outer_level.primary_loss(context, state.model_state, key)

@@ -27,7 +27,8 @@ from auxjax._internal.tracing import is_traced
 from auxjax.formulas.loss_combiners import CONSTRAINTS, Combiner, convolutional_combiner, dense_combiner
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import BilevelProblem
-from auxjax.methods.shared import base, outer_level
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation, outer_level
 
 _FORMS = ("linear", "monotone", "deep_linear", "convolutional")
 
@@ -42,7 +43,7 @@ def auxilearn(
     outer_optimizer: optax.GradientTransformation | None = None,
     hypergradient=None,
     warm_start: bool = False,
-) -> base.Method:
+) -> Method:
     """A learned combination of losses.
 
     Args:
@@ -79,10 +80,10 @@ def auxilearn(
     options = _Options(level, _combiner(form, hidden, channels, upper, constraint), constraint)
 
     def weights(context, state, batch, key):
-        out = base.evaluate(context.model, state.params, state.model_state, batch, key)
+        out = evaluation.evaluate(context.model, state.params, state.model_state, batch, key)
         return _weights_of(options, context, state.method.meta, out)
 
-    return base.Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+    return Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
 
 
 class _Options(NamedTuple):
@@ -107,12 +108,12 @@ def _same(values):
 
 
 def _names(context, out) -> list[str]:
-    return [context.model.primary, *base.auxiliary_tasks(out, context.model.primary)]
+    return [context.model.primary, *evaluation.auxiliary_tasks(out, context.model.primary)]
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    base.auxiliary_or_raise("auxilearn", context, out)
+    out = evaluation.loss_shapes(context, state, batch, key)
+    evaluation.auxiliary_or_raise("auxilearn", context, out)
     dtype = accumulation_dtype(out.values)
     names = _names(context, out)
     if options.combiner is None:
@@ -169,7 +170,7 @@ def _weights_of(options, context, meta, out):
     for task, slope in by_value.items():
         if options.combiner is not None and options.combiner.spatial:
             slope = slope + jnp.sum(by_map[task], axis=(1, 2)).astype(slope.dtype)
-        mask = base.mask_of(out, task)
+        mask = evaluation.mask_of(out, task)
         labelled = slope.shape[0] if mask is None else jnp.maximum(jnp.sum(mask, dtype=slope.dtype), 1.0)
         weights[task] = slope * labelled
     return weights
@@ -177,7 +178,7 @@ def _weights_of(options, context, meta, out):
 
 def _problem(options, context, model_state, key) -> BilevelProblem:
     def inner(params, meta, batch):
-        out = base.evaluate(context.model, params, model_state, batch, key)
+        out = evaluation.evaluate(context.model, params, model_state, batch, key)
         return _combined(options, context, meta, out.values, out.maps, out.masks)
 
     outer = outer_level.primary_loss(context, model_state, key)
@@ -186,12 +187,12 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
 
 def _inner(options, context, state, batch, key):
     def loss(params):
-        out = base.evaluate(context.model, params, state.model_state, batch, key)
+        out = evaluation.evaluate(context.model, params, state.model_state, batch, key)
         return _combined(options, context, state.method.meta, out.values, out.maps, out.masks), out
 
     grads, out = jax.grad(loss, has_aux=True)(state.params)
     weights = _weights_of(options, context, state.method.meta, out)
-    return base.descend(context, state, grads, out.state), base.loss_metrics(out, weights)
+    return descent.descend(context, state, grads, out.state), descent.loss_metrics(out, weights)
 
 
 def _outer(options, context, state, inner_batch, outer_batch, key):

@@ -25,7 +25,8 @@ from auxjax.formulas.losses import weighted_loss
 from auxjax.formulas.simplex import project_simplex
 from auxjax.formulas.task_gradients import gram_matrix, task_gradients
 from auxjax.hypergrad import BilevelProblem
-from auxjax.methods.shared import base, outer_level
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation, outer_level
 
 
 class AuxinashState(NamedTuple):
@@ -48,7 +49,7 @@ def auxinash(
     smallest: float = 1e-3,
     chunk: int = 8,
     warm_start: bool = False,
-) -> base.Method:
+) -> Method:
     """Bargaining weights with learned powers.
 
     Args:
@@ -78,10 +79,10 @@ def auxinash(
     options = _Options(level, refresh == "inner", smallest, chunk)
 
     def weights(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(_named(context, state.method.weights, out), out)
+        out = evaluation.loss_shapes(context, state, batch, key)
+        return descent.constant_weights(_named(context, state.method.weights, out), out)
 
-    return base.Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+    return Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
 
 
 class _Options(NamedTuple):
@@ -92,19 +93,19 @@ class _Options(NamedTuple):
 
 
 def _named(context, values, out) -> dict[str, jax.Array]:
-    names = [context.model.primary, *base.auxiliary_tasks(out, context.model.primary)]
+    names = [context.model.primary, *evaluation.auxiliary_tasks(out, context.model.primary)]
     return dict(zip(names, values, strict=True))
 
 
 def _gram(options, context, state, batch, key):
-    losses, trunk = base.loss_vector(context, state, batch, key), base.trunk_of(context, state.params)
+    losses, trunk = evaluation.loss_vector(context, state, batch, key), evaluation.trunk_of(context, state.params)
     tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="auxinash")
     return gram_matrix(tasks, chunk=options.chunk)
 
 
 def _problem(context, model_state, gram, key) -> BilevelProblem:
     def inner(params, powers, batch):
-        out = base.evaluate(context.model, params, model_state, batch, key)
+        out = evaluation.evaluate(context.model, params, model_state, batch, key)
         return weighted_loss(out.values, _named(context, bargaining_weights(gram, powers), out), masks=out.masks)
 
     outer = outer_level.primary_loss(context, model_state, key)
@@ -112,15 +113,15 @@ def _problem(context, model_state, gram, key) -> BilevelProblem:
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    count = 1 + len(base.auxiliary_or_raise("auxinash", context, out))
+    out = evaluation.loss_shapes(context, state, batch, key)
+    count = 1 + len(evaluation.auxiliary_or_raise("auxinash", context, out))
     if not is_traced(options.smallest) and count * options.smallest >= 1:
         raise ValueError(f"auxinash(smallest={options.smallest}): {count} tasks cannot all have that and sum to 1.")
     powers = jnp.full((count,), 1.0 / count, accumulation_dtype(out.values))
     gram = _gram(options, context, state, batch, key).astype(powers.dtype)
     problem = _problem(context, state.model_state, gram, key)
     outer = outer_level.init_outer(options.level, problem, state.params, powers, batch, key)
-    seen, weights = base.labelled_in_batch(context, state, batch, key), bargaining_weights(gram, powers)
+    seen, weights = evaluation.labelled_in_batch(context, state, batch, key), bargaining_weights(gram, powers)
     usual = jnp.sum(weights) / jnp.maximum(jnp.sum(seen, dtype=weights.dtype), 1.0)
     return AuxinashState(outer, jnp.where(seen, weights, usual))
 
@@ -130,7 +131,7 @@ def _inner(options, context, state, batch, key):
     if options.always:
         gram = _gram(options, context, state, batch, key).astype(method.weights.dtype)
         method = method._replace(weights=bargaining_weights(gram, method.outer.meta))
-    new, metrics = base.weighted_update(context, state, batch, key, lambda out: _named(context, method.weights, out))
+    new, metrics = descent.weighted_update(context, state, batch, key, lambda out: _named(context, method.weights, out))
     return new._replace(method=method), metrics
 
 
@@ -145,9 +146,9 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
 
     point = (problem, state.params, previous.outer, inner_batch, outer_batch, key)
     outer, metrics = outer_level.update_outer(options.level, *point, project=project)
-    out = base.loss_shapes(context, state, inner_batch, key)
+    out = evaluation.loss_shapes(context, state, inner_batch, key)
     metrics |= {f"power/{task}": power for task, power in _named(context, outer.meta, out).items()}
     # Used until the next outer update, so not those of a task that this batch has no label of, which are 0.
-    seen = base.labelled_in_batch(context, state, inner_batch, key)
+    seen = evaluation.labelled_in_batch(context, state, inner_batch, key)
     weights = jnp.where(seen, bargaining_weights(gram, outer.meta), previous.weights)
     return state._replace(method=AuxinashState(outer, weights)), metrics

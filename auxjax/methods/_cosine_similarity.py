@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas.task_gradients import module_products, squared_norms
-from auxjax.methods.shared import base
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation
 from auxjax.methods.shared.module_weights import mixed_field, modules_of
 
 
@@ -30,7 +31,7 @@ def cosine_similarity(
     module_of: Callable[[str], str] | None = None,
     auxiliary_weight: float = 1.0,
     chunk: int = 8,
-) -> base.Method:
+) -> Method:
     """Gates auxiliary gradients by their cosine with the primary gradient, anew at every update.
 
     Args:
@@ -57,10 +58,10 @@ def cosine_similarity(
     options = _Options(form == "gate", module_of, auxiliary_weight, chunk)
 
     def weights(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(_mean_weights(context, state.method, out), out)
+        out = evaluation.loss_shapes(context, state, batch, key)
+        return descent.constant_weights(_mean_weights(context, state.method, out), out)
 
-    return base.Method(partial(_init, options), partial(_inner, options), weights=weights)
+    return Method(partial(_init, options), partial(_inner, options), weights=weights)
 
 
 class _Options(NamedTuple):
@@ -71,8 +72,8 @@ class _Options(NamedTuple):
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    count = len(base.auxiliary_or_raise("cosine_similarity", context, out))
+    out = evaluation.loss_shapes(context, state, batch, key)
+    count = len(evaluation.auxiliary_or_raise("cosine_similarity", context, out))
     return jnp.full(
         (len(modules_of(context, state.params, options.module_of).names), count),
         options.auxiliary_weight,
@@ -82,7 +83,7 @@ def _init(options, context, state, batch, key):
 
 def _mean_weights(context, weights, out):
     """The weights, averaged over modules, for the log."""
-    names = base.auxiliary_tasks(out, context.model.primary)
+    names = evaluation.auxiliary_tasks(out, context.model.primary)
     means = jnp.mean(weights, axis=0)
     return {context.model.primary: 1.0, **dict(zip(names, means, strict=True))}
 
@@ -99,8 +100,8 @@ def _inner(options, context, state, batch, key):
     )
     weights = weights[:, 1:].astype(state.method.dtype)
     # The field is averaged already; `descend` averages it once more, which changes nothing.
-    new = base.descend(context, state, field, out.state)
-    return new._replace(method=weights), base.loss_metrics(out, _mean_weights(context, weights, out))
+    new = descent.descend(context, state, field, out.state)
+    return new._replace(method=weights), descent.loss_metrics(out, _mean_weights(context, weights, out))
 
 
 def _gates(options, tasks, modules) -> jax.Array:

@@ -26,7 +26,8 @@ from auxjax._internal.tracing import is_traced
 from auxjax.formulas import joint_generator as generators
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import BilevelProblem
-from auxjax.methods.shared import base, generation, outer_level
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation, generation, outer_level
 from auxjax.methods.shared.pairs import Pairs, pairs_of
 
 
@@ -49,7 +50,7 @@ def dtg_auxl(
     outer_optimizer: optax.GradientTransformation | None = None,
     hypergradient=None,
     warm_start: bool = False,
-) -> base.Method:
+) -> Method:
     """Joint generation of data and task.
 
     Args:
@@ -109,13 +110,13 @@ def dtg_auxl(
     )
 
     def weights(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
-        found = base.constant_weights(_loss_weights(options, context, out), out)
+        out = evaluation.loss_shapes(context, state, batch, key)
+        found = descent.constant_weights(_loss_weights(options, context, out), out)
         primary = found[context.model.primary]
         return found | {"generated": jnp.full(primary.shape, auxiliary_weight, primary.dtype)}
 
     three = (partial(_init, options), partial(_inner, options), partial(_outer, options))
-    return base.Method(*three, weights, whole_batch=True)
+    return Method(*three, weights, whole_batch=True)
 
 
 class _Options(NamedTuple):
@@ -175,7 +176,7 @@ def _collapse(options, pairs, features, targets) -> generators.InstanceCollapse:
 
 def _loss_weights(options, context, out):
     """`{task: weight}` of the tasks the model has itself."""
-    weights = {task: options.manual_weight for task in base.auxiliary_tasks(out, context.model.primary)}
+    weights = {task: options.manual_weight for task in evaluation.auxiliary_tasks(out, context.model.primary)}
     return {context.model.primary: 1.0} | (weights if is_traced(options.manual_weight) or options.manual_weight else {})
 
 
@@ -188,7 +189,7 @@ class _Joint(NamedTuple):
 
 def _joint_loss(options, context, params, model_state, batch, key, meta, targets=None) -> _Joint:
     """The inner loss, with targets of these params, held fixed in them, unless others are given."""
-    out = base.evaluate(context.model, params, model_state, batch, key)
+    out = evaluation.evaluate(context.model, params, model_state, batch, key)
     pairs = _pairs(options, context, out, batch, key)
     if targets is None:
         targets = _targets(options, meta, jax.lax.stop_gradient(pairs))
@@ -213,13 +214,13 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
         return _joint_loss(options, context, params, model_state, batch, key, meta, targets).loss.total
 
     def update_field(params, meta, batch):
-        out = base.evaluate(context.model, params, model_state, batch, key)
+        out = evaluation.evaluate(context.model, params, model_state, batch, key)
         targets = _targets(options, meta, _pairs(options, context, out, batch, key))
         return jax.grad(inner)(params, meta, batch, targets)
 
     def outer(params, meta, batch):
-        out = base.evaluate(context.model, params, model_state, batch, key)
-        loss = masked_mean(out.values[context.model.primary], base.mask_of(out, context.model.primary))
+        out = evaluation.evaluate(context.model, params, model_state, batch, key)
+        loss = masked_mean(out.values[context.model.primary], evaluation.mask_of(out, context.model.primary))
         if not is_traced(options.regularisation_weight) and options.regularisation_weight == 0:
             return loss
         pairs = jax.lax.stop_gradient(_pairs(options, context, out, batch, key))
@@ -237,8 +238,8 @@ def _init(options, context, state, batch, key):
             "dtg_auxl generates features and labels, and the model has no loss of them. Give TaskModel(feature_loss=), "
             "a function (params, features, labels) -> [n]: the loss of an auxiliary head on given features."
         )
-    out = base.loss_shapes(context, state, batch, key)
-    names = base.auxiliary_tasks(out, context.model.primary)
+    out = evaluation.loss_shapes(context, state, batch, key)
+    names = evaluation.auxiliary_tasks(out, context.model.primary)
     if options.pairing["partner"] not in (None, *names):
         raise ValueError(
             f"dtg_auxl(partner={options.pairing['partner']!r}): the model's auxiliary tasks are {names}. Name one, or "
@@ -270,7 +271,7 @@ def _inner(options, context, state, batch, key):
         return joint.loss.total, joint
 
     grads, joint = jax.grad(loss, has_aux=True)(state.params)
-    return base.descend(context, state, grads, joint.loss.out.state), _metrics(options, context, joint)
+    return descent.descend(context, state, grads, joint.loss.out.state), _metrics(options, context, joint)
 
 
 def _metrics(options, context, joint: _Joint) -> dict[str, jax.Array]:
@@ -279,7 +280,7 @@ def _metrics(options, context, joint: _Joint) -> dict[str, jax.Array]:
     collapse = _collapse(options, joint.pairs, joint.features, joint.targets)._asdict()
     classes = options.generator.task == "classification"
     return {
-        **base.loss_metrics(out, _loss_weights(options, context, out)),
+        **descent.loss_metrics(out, _loss_weights(options, context, out)),
         "loss/generated": joint.loss.generated,
         "weight/generated": jnp.asarray(options.weight, dtype),
         **{f"collapse/{name}": value for name, value in collapse.items()},

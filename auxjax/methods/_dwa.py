@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
-from auxjax.methods.shared import base
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation
 
 
 class DwaState(NamedTuple):
@@ -36,7 +37,7 @@ class DwaState(NamedTuple):
     updates: jax.Array
 
 
-def dwa(*, window: int = 100, temperature: float = 2.0) -> base.Method:
+def dwa(*, window: int = 100, temperature: float = 2.0) -> Method:
     """Weights from the rate at which the losses fall.
 
     Args:
@@ -57,31 +58,31 @@ def dwa(*, window: int = 100, temperature: float = 2.0) -> base.Method:
         )
 
     def weights(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(_weights_of(temperature, sorted(out.values), state.method), out)
+        out = evaluation.loss_shapes(context, state, batch, key)
+        return descent.constant_weights(_weights_of(temperature, sorted(out.values), state.method), out)
 
-    return base.Method(_init, partial(_inner, window, temperature), weights=weights)
+    return Method(_init, partial(_inner, window, temperature), weights=weights)
 
 
 def _init(context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    base.auxiliary_or_raise("dwa", context, out)
+    out = evaluation.loss_shapes(context, state, batch, key)
+    evaluation.auxiliary_or_raise("dwa", context, out)
 
     zeros = jnp.zeros(len(out.values), accumulation_dtype(*out.values.values()))
     return DwaState(zeros, zeros, zeros, jnp.ones_like(zeros), jnp.zeros((), jnp.int32))
 
 
 def _weights_of(temperature, tasks, method_state):
-    return base.by_task(tasks, len(tasks) * jax.nn.softmax(method_state.ratios / temperature))
+    return evaluation.by_task(tasks, len(tasks) * jax.nn.softmax(method_state.ratios / temperature))
 
 
 def _inner(window, temperature, context, state, batch, key):
-    tasks = sorted(base.loss_shapes(context, state, batch, key).values)
+    tasks = sorted(evaluation.loss_shapes(context, state, batch, key).values)
     weights = _weights_of(temperature, tasks, state.method)
-    grads, out, _ = base.weighted_gradient(context, state, batch, key, lambda out: weights)
+    grads, out, _ = descent.weighted_gradient(context, state, batch, key, lambda out: weights)
     method = _observe(window, context, state.method, out)
-    metrics = base.loss_metrics(out, weights)
-    return base.descend(context, state, grads, out.state)._replace(method=method), metrics
+    metrics = descent.loss_metrics(out, weights)
+    return descent.descend(context, state, grads, out.state)._replace(method=method), metrics
 
 
 def _observe(window, context, previous, out) -> DwaState:
@@ -89,8 +90,8 @@ def _observe(window, context, previous, out) -> DwaState:
     tasks = sorted(out.values)
     updates = previous.updates + jnp.int32(1)
     full = updates % window == 0
-    seen = base.labelled(context, out, tasks)
-    means = context.reduce(base.mean_losses(out, tasks)).astype(previous.sums.dtype)
+    seen = evaluation.labelled(context, out, tasks)
+    means = context.reduce(evaluation.mean_losses(out, tasks)).astype(previous.sums.dtype)
     total = previous.sums + jnp.where(seen, means, jnp.zeros_like(means))
     count = previous.counts + seen.astype(total.dtype)
     mean = total / jnp.maximum(count, 1.0)

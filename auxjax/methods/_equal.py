@@ -8,10 +8,11 @@ seldom say which.
 """
 
 from auxjax._internal.tracing import is_traced
-from auxjax.methods.shared import base
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation
 
 
-def equal(*, auxiliary_weight: float = 1.0, reduction: str = "sum") -> base.Method:
+def equal(*, auxiliary_weight: float = 1.0, reduction: str = "sum") -> Method:
     """Trains on all tasks with fixed equal weights.
 
     Args:
@@ -34,10 +35,10 @@ def equal(*, auxiliary_weight: float = 1.0, reduction: str = "sum") -> base.Meth
         return {task: scale * (1.0 if task == context.model.primary else auxiliary_weight) for task in out.values}
 
     def inner(context, state, batch, key):
-        return base.weighted_update(context, state, batch, key, lambda out: weights_of(context, out))
+        return descent.weighted_update(context, state, batch, key, lambda out: weights_of(context, out))
 
     def weights(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(weights_of(context, out), out)
+        out = evaluation.loss_shapes(context, state, batch, key)
+        return descent.constant_weights(weights_of(context, out), out)
 
-    return base.Method(init=lambda *_: (), inner=inner, weights=weights)
+    return Method(init=lambda *_: (), inner=inner, weights=weights)

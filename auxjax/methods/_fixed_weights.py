@@ -6,10 +6,11 @@ min_theta  sum_k w_k L_k
 from collections.abc import Mapping
 
 from auxjax._internal.tracing import is_traced
-from auxjax.methods.shared import base
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation
 
 
-def fixed_weights(*, weights: Mapping[str, float]) -> base.Method:
+def fixed_weights(*, weights: Mapping[str, float]) -> Method:
     """Trains on a weighted sum of losses with weights that are given.
 
     Args:
@@ -30,17 +31,17 @@ def fixed_weights(*, weights: Mapping[str, float]) -> base.Method:
     chosen = {task: weight if is_traced(weight) else float(weight) for task, weight in weights.items()}
 
     def init(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
+        out = evaluation.loss_shapes(context, state, batch, key)
         unknown = sorted(set(chosen) - set(out.values))
         if unknown:
             raise ValueError(f"fixed_weights(weights=) names {unknown[0]!r}; the model has {sorted(out.values)}.")
         return ()
 
     def inner(context, state, batch, key):
-        return base.weighted_update(context, state, batch, key, lambda out: {context.model.primary: 1.0, **chosen})
+        return descent.weighted_update(context, state, batch, key, lambda out: {context.model.primary: 1.0, **chosen})
 
     def weights_of(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights({context.model.primary: 1.0, **chosen}, out)
+        out = evaluation.loss_shapes(context, state, batch, key)
+        return descent.constant_weights({context.model.primary: 1.0, **chosen}, out)
 
-    return base.Method(init=init, inner=inner, weights=weights_of)
+    return Method(init=init, inner=inner, weights=weights_of)

@@ -22,7 +22,8 @@ from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas.partition import mask_by_path
 from auxjax.formulas.task_gradients import squared_norms, task_gradients
-from auxjax.methods.shared import base
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation
 
 
 class GradnormState(NamedTuple):
@@ -48,7 +49,7 @@ def gradnorm(
     weigh_primary: bool = True,
     smallest: float = 1e-3,
     chunk: int = 8,
-) -> base.Method:
+) -> Method:
     """Weights from gradient norms.
 
     Args:
@@ -79,15 +80,15 @@ def gradnorm(
     options = _Options(optimizer, asymmetry, layer, weigh_primary, smallest, chunk)
 
     def weights(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(_weights_of(context, state.method.weights, out), out)
+        out = evaluation.loss_shapes(context, state, batch, key)
+        return descent.constant_weights(_weights_of(context, state.method.weights, out), out)
 
     def inner(context, state, batch, key):
-        return base.weighted_update(
+        return descent.weighted_update(
             context, state, batch, key, lambda out: _weights_of(context, state.method.weights, out)
         )
 
-    return base.Method(partial(_init, options), inner, partial(_outer, options), weights)
+    return Method(partial(_init, options), inner, partial(_outer, options), weights)
 
 
 class _Options(NamedTuple):
@@ -100,31 +101,35 @@ class _Options(NamedTuple):
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    base.auxiliary_or_raise("gradnorm", context, out)
-    first = base.loss_vector(context, state, batch, key)(state.params)
+    out = evaluation.loss_shapes(context, state, batch, key)
+    evaluation.auxiliary_or_raise("gradnorm", context, out)
+    first = evaluation.loss_vector(context, state, batch, key)(state.params)
     weights = jnp.ones(first.shape, accumulation_dtype(first))
     return GradnormState(weights, options.optimizer.init(weights), first.astype(weights.dtype))
 
 
 def _weights_of(context, weights, out):
-    names = [context.model.primary, *base.auxiliary_tasks(out, context.model.primary)]
+    names = [context.model.primary, *evaluation.auxiliary_tasks(out, context.model.primary)]
     return dict(zip(names, weights, strict=True))
 
 
 def _outer(options, context, state, inner_batch, outer_batch, key):
     del outer_batch  # GradNorm has no held-out set
     previous = state.method
-    losses = base.loss_vector(context, state, inner_batch, key)
-    trunk = base.trunk_of(context, state.params) if options.layer is None else mask_by_path(state.params, options.layer)
+    losses = evaluation.loss_vector(context, state, inner_batch, key)
+    trunk = (
+        evaluation.trunk_of(context, state.params)
+        if options.layer is None
+        else mask_by_path(state.params, options.layer)
+    )
     tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="gradnorm")
     dtype = previous.weights.dtype
     norms = jnp.sqrt(squared_norms(tasks, chunk=options.chunk)).astype(dtype)
     now = tasks.losses.astype(dtype)
     first = jnp.where(previous.first == 0, now, previous.first)
-    seen = base.labelled_in_batch(context, state, inner_batch, key)
+    seen = evaluation.labelled_in_batch(context, state, inner_batch, key)
     weights, metrics, opt_state = _balance(options, previous, norms, now, first, seen)
-    names = list(_weights_of(context, weights, base.loss_shapes(context, state, inner_batch, key)))
+    names = list(_weights_of(context, weights, evaluation.loss_shapes(context, state, inner_batch, key)))
     metrics |= {f"gradient_norm/{name}": norm for name, norm in zip(names, norms, strict=True)}
     return state._replace(method=GradnormState(weights, opt_state, first)), metrics
 
@@ -142,7 +147,7 @@ def _balance(options, previous, norms, now, first, seen):
     differences = jnp.where(there, scaled - targets, 0.0)
     slopes = jnp.zeros_like(norms).at[balanced].set(norms[balanced] * jnp.sign(differences))
     updates, opt_state = options.optimizer.update(slopes, previous.opt_state, previous.weights)
-    opt_state = base.keep_unseen(seen, opt_state, previous.opt_state)
+    opt_state = descent.keep_unseen(seen, opt_state, previous.opt_state)
     before = previous.weights[balanced]
     moved = jnp.maximum(optax.apply_updates(previous.weights, updates)[balanced], options.smallest)
     # The weights sum to the number of tasks; those without a label keep theirs.

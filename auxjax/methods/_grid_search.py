@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.losses import masked_mean
-from auxjax.methods.shared import base
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation
 
 _DECAY = 0.9  # of the running mean of the held-out losses, about the last 10 outer batches
 
@@ -47,7 +48,7 @@ def grid_search(
     values: Sequence[float] = (0.0, 0.1, 0.3, 1.0, 3.0),
     candidates: Sequence[Mapping[str, float]] | None = None,
     limit: int = 256,
-) -> base.Method:
+) -> Method:
     """Trains every candidate and keeps the best.
 
     Args:
@@ -73,10 +74,10 @@ def grid_search(
     options = _Options(tuple(values), None if candidates is None else tuple(map(dict, candidates)), limit)
 
     def weights(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(_selected(state.method.weights, state.method.selected), out)
+        out = evaluation.loss_shapes(context, state, batch, key)
+        return descent.constant_weights(_selected(state.method.weights, state.method.selected), out)
 
-    return base.Method(partial(_init, options), _inner, _outer, weights)
+    return Method(partial(_init, options), _inner, _outer, weights)
 
 
 class _Options(NamedTuple):
@@ -103,8 +104,8 @@ def _grid(options, names) -> list[dict[str, float]]:
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    names = base.auxiliary_or_raise("grid_search", context, out)
+    out = evaluation.loss_shapes(context, state, batch, key)
+    names = evaluation.auxiliary_or_raise("grid_search", context, out)
     grid = _grid(options, names)
     dtype = accumulation_dtype(out.values)
     weights = {name: jnp.array([candidate.get(name, 0.0) for candidate in grid], dtype) for name in names}
@@ -125,7 +126,7 @@ def _inner(context, state, batch, key):
 
     def update(weights, params, opt_state, model_state):
         one = state._replace(params=params, opt_state=opt_state, model_state=model_state, method=())
-        new, metrics = base.weighted_update(context, one, batch, key, lambda out: weights)
+        new, metrics = descent.weighted_update(context, one, batch, key, lambda out: weights)
         return (new.params, new.opt_state, new.model_state), metrics
 
     copies, metrics = jax.vmap(update)(grid.weights, grid.params, grid.opt_state, grid.model_state)
@@ -138,8 +139,8 @@ def _outer(context, state, inner_batch, outer_batch, key):
     grid, primary = state.method, context.model.primary
 
     def held_out(params, model_state):
-        out = base.evaluate(context.model, params, model_state, outer_batch, key)
-        return masked_mean(out.values[primary], base.mask_of(out, primary))
+        out = evaluation.evaluate(context.model, params, model_state, outer_batch, key)
+        return masked_mean(out.values[primary], evaluation.mask_of(out, primary))
 
     losses = context.reduce(jax.vmap(held_out)(grid.params, grid.model_state)).astype(grid.losses.dtype)
     # Infinity stays in the sum: a candidate that has diverged does not come back.

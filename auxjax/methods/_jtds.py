@@ -24,7 +24,8 @@ import optax
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import BilevelProblem
-from auxjax.methods.shared import base, outer_level
+from auxjax.interface import Method, no_reduction
+from auxjax.methods.shared import descent, evaluation, outer_level
 
 
 class TaskSchedule(NamedTuple):
@@ -52,7 +53,7 @@ def jtds(
     schedule_primary: bool = True,
     jacobian: str = "held_fixed",
     warm_start: bool = False,
-) -> base.Method:
+) -> Method:
     """Joint task and data scheduling.
 
     Args:
@@ -95,16 +96,16 @@ def jtds(
 
     def inner(context, state, batch, key):
         schedule = state.method.meta
-        return base.weighted_update(
+        return descent.weighted_update(
             context, state, batch, key, lambda out: _weights_of(options, context, schedule, out)
         )
 
     def weights(context, state, batch, key):
-        out = base.evaluate(context.model, state.params, state.model_state, batch, key)
-        return base.constant_weights(_weights_of(options, context, state.method.meta, out), out)
+        out = evaluation.evaluate(context.model, state.params, state.model_state, batch, key)
+        return descent.constant_weights(_weights_of(options, context, state.method.meta, out), out)
 
     through_means = options.exact and standardise
-    return base.Method(partial(_init, options), inner, partial(_outer, options), weights, whole_batch=through_means)
+    return Method(partial(_init, options), inner, partial(_outer, options), weights, whole_batch=through_means)
 
 
 class _Options(NamedTuple):
@@ -116,12 +117,12 @@ class _Options(NamedTuple):
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    tasks = sorted(out.values) if options.schedule_primary else base.auxiliary_tasks(out, context.model.primary)
+    out = evaluation.loss_shapes(context, state, batch, key)
+    tasks = sorted(out.values) if options.schedule_primary else evaluation.auxiliary_tasks(out, context.model.primary)
     if not tasks:
         raise ValueError("jtds(schedule_primary=False) has nothing to schedule: the model has no auxiliary task.")
     schedule = {
-        task: _init_schedule(jax.random.fold_in(key, index), base.features_of("jtds", out, task))
+        task: _init_schedule(jax.random.fold_in(key, index), evaluation.features_of("jtds", out, task))
         for index, task in enumerate(tasks)
     }
     problem = _problem(options, context, state.model_state, key)
@@ -133,19 +134,19 @@ def _weights_of(options, context, schedule, out):
     shared = not isinstance(out.features, Mapping)
     alike = {}
     for task in schedule:
-        losses, features = out.values[task], base.features_of("jtds", out, task)
-        key = (losses.shape, losses.dtype, features.shape, features.dtype, base.mask_of(out, task) is None)
+        losses, features = out.values[task], evaluation.features_of("jtds", out, task)
+        key = (losses.shape, losses.dtype, features.shape, features.dtype, evaluation.mask_of(out, task) is None)
         alike.setdefault(key, []).append(task)
     weights = {} if options.schedule_primary else {context.model.primary: 1.0}
     for tasks in alike.values():
         parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(schedule[task] for task in tasks))
         losses = jnp.stack([out.values[task] for task in tasks])
-        features = out.features if shared else jnp.stack([base.features_of("jtds", out, task) for task in tasks])
-        masks = [base.mask_of(out, task) for task in tasks]
+        features = out.features if shared else jnp.stack([evaluation.features_of("jtds", out, task) for task in tasks])
+        masks = [evaluation.mask_of(out, task) for task in tasks]
         masks = None if masks[0] is None else jnp.stack(masks)
         weigh = partial(_weigh, options, context.reduce)
         weigh = jax.vmap(weigh, in_axes=(0, 0, None if shared else 0, None if masks is None else 0))
-        weights |= base.by_task(tasks, weigh(parts, losses, features, masks))
+        weights |= evaluation.by_task(tasks, weigh(parts, losses, features, masks))
     return weights
 
 
@@ -165,7 +166,7 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
     model = context.model
 
     def evaluate(params, batch):
-        return base.evaluate(model, params, model_state, batch, key)
+        return evaluation.evaluate(model, params, model_state, batch, key)
 
     def inner_loss(params, schedule, batch):
         out = evaluate(params, batch)
@@ -195,7 +196,7 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
     return state._replace(method=new), metrics
 
 
-def standardised(losses: jax.Array, mask: jax.Array | None, reduce: Callable = base.no_reduction) -> jax.Array:
+def standardised(losses: jax.Array, mask: jax.Array | None, reduce: Callable = no_reduction) -> jax.Array:
     """Losses with mean 0 and variance 1 over the labelled examples; all 0 for one example or equal losses.
 
     Args:

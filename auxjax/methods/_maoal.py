@@ -21,7 +21,8 @@ import optax
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.hypergrad import BilevelProblem
-from auxjax.methods.shared import base, outer_level
+from auxjax.interface import Method, no_reduction
+from auxjax.methods.shared import descent, evaluation, outer_level
 from auxjax.methods.shared.module_weights import mixed_field, modules_of
 
 _CONSTRAINTS = ("relu", "softplus", "projection")
@@ -36,7 +37,7 @@ def maoal(
     auxiliary_weight: float = 1.0,
     reduction: str = "mean",
     warm_start: bool = False,
-) -> base.Method:
+) -> Method:
     """An importance for every auxiliary task and module.
 
     Args:
@@ -78,10 +79,10 @@ def maoal(
     )
 
     def weights(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(_mean_weights(options, context, state.method.meta, out), out)
+        out = evaluation.loss_shapes(context, state, batch, key)
+        return descent.constant_weights(_mean_weights(options, context, state.method.meta, out), out)
 
-    return base.Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+    return Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
 
 
 class _Options(NamedTuple):
@@ -101,8 +102,8 @@ class _Options(NamedTuple):
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    names = base.auxiliary_or_raise("maoal", context, out)
+    out = evaluation.loss_shapes(context, state, batch, key)
+    names = evaluation.auxiliary_or_raise("maoal", context, out)
     modules = modules_of(context, state.params, options.module_of)
     dtype = accumulation_dtype(out.values)
     start = jnp.log(jnp.expm1(jnp.ones((), dtype))) if options.constraint == "softplus" else jnp.ones((), dtype)
@@ -112,7 +113,7 @@ def _init(options, context, state, batch, key):
 
 
 def _mean_weights(options, context, raw, out):
-    names = base.auxiliary_tasks(out, context.model.primary)
+    names = evaluation.auxiliary_tasks(out, context.model.primary)
     means = options.scale(len(names)) * jnp.mean(options.importance(raw), axis=0)
     return {context.model.primary: 1.0, **dict(zip(names, means, strict=True))}
 
@@ -130,7 +131,7 @@ def _field(options, context, state, raw, batch, key):
 
 
 def _problem(options, context, state, key) -> BilevelProblem:
-    local = context._replace(reduce=base.no_reduction)  # the problem averages what it computes by itself
+    local = context._replace(reduce=no_reduction)  # the problem averages what it computes by itself
 
     def update_field(params, raw, batch):
         return _field(options, local, state._replace(params=params), raw, batch, key)[0]
@@ -142,8 +143,8 @@ def _problem(options, context, state, key) -> BilevelProblem:
 def _inner(options, context, state, batch, key):
     raw = state.method.meta
     field, out = _field(options, context, state, raw, batch, key)
-    metrics = base.loss_metrics(out, _mean_weights(options, context, raw, out))
-    return base.descend(context, state, field, out.state), metrics
+    metrics = descent.loss_metrics(out, _mean_weights(options, context, raw, out))
+    return descent.descend(context, state, field, out.state), metrics
 
 
 def _outer(options, context, state, inner_batch, outer_batch, key):
@@ -152,7 +153,7 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
     project = (lambda raw: jnp.maximum(raw, 0.0)) if options.constraint == "projection" else (lambda raw: raw)
     new, metrics = outer_level.update_outer(options.level, *point, project=project)
     modules = modules_of(context, state.params, options.module_of)
-    names = base.auxiliary_tasks(base.loss_shapes(context, state, inner_batch, key), context.model.primary)
+    names = evaluation.auxiliary_tasks(evaluation.loss_shapes(context, state, inner_batch, key), context.model.primary)
     importance = options.importance(new.meta)
     metrics |= {
         f"importance/{module}/{name}": importance[m, k]

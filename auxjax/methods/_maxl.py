@@ -22,7 +22,8 @@ import optax
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas import soft_labels
 from auxjax.hypergrad import BilevelProblem, finite_difference, one_step, unrolled
-from auxjax.methods.shared import base, generation, outer_level
+from auxjax.interface import Method
+from auxjax.methods.shared import evaluation, generation, outer_level
 
 FORMS = ("exact", "finite_difference")
 
@@ -41,7 +42,7 @@ def maxl(
     epsilon: float = 0.01,
     hypergradient=None,
     reuse_batch: bool = False,
-) -> base.Method:
+) -> Method:
     """Generates soft auxiliary labels.
 
     Args:
@@ -127,7 +128,7 @@ class Options(NamedTuple):
         return self.labelling(self.generator.apply(meta, batch), batch)
 
 
-def make_method(options: Options) -> base.Method:
+def make_method(options: Options) -> Method:
     """MAXL and WAMAL, which differ in what they read from the generator's outputs."""
     _check_options(options)
     weight = options.auxiliary_weight
@@ -143,7 +144,7 @@ def make_method(options: Options) -> base.Method:
         made = options.label(state.method.meta, batch)
         return generation.reported_weights(context, state, batch, key, made, weight)
 
-    return base.Method(partial(_init, options), inner, partial(_outer, options), weights)
+    return Method(partial(_init, options), inner, partial(_outer, options), weights)
 
 
 def _check_options(options: Options) -> None:
@@ -205,9 +206,9 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
         return generation.joint_loss(context, params, model_state, batch, key, made, options.auxiliary_weight).total
 
     def outer(params, meta, batch):
-        out = base.evaluate(context.model, params, model_state, batch, key)
-        mask = base.mask_of(out, context.model.primary)
-        loss = base.mean_losses(out, (context.model.primary,))[0]
+        out = evaluation.evaluate(context.model, params, model_state, batch, key)
+        mask = evaluation.mask_of(out, context.model.primary)
+        loss = evaluation.mean_losses(out, (context.model.primary,))[0]
         traced = is_traced(options.entropy_weight, options.sharpness_weight)
         if not traced and options.entropy_weight == options.sharpness_weight == 0:
             return loss

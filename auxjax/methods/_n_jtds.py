@@ -24,7 +24,8 @@ from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas.losses import weighted_loss
 from auxjax.hypergrad import BilevelProblem
-from auxjax.methods.shared import base, outer_level
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation, outer_level
 
 
 def n_jtds(
@@ -37,7 +38,7 @@ def n_jtds(
     schedule_primary: bool = True,
     spread: float = 0.0,
     warm_start: bool = False,
-) -> base.Method:
+) -> Method:
     """A table of weights, one per example and task.
 
     Args:
@@ -83,14 +84,14 @@ def n_jtds(
 
     def inner(context, state, batch, key):
         rows = _gather(state.method.meta, options.ids_of(batch, state.method.meta))
-        return base.weighted_update(context, state, batch, key, lambda out: _weights_of(options, context, rows))
+        return descent.weighted_update(context, state, batch, key, lambda out: _weights_of(options, context, rows))
 
     def weights(context, state, batch, key):
         rows = _gather(state.method.meta, options.ids_of(batch, state.method.meta))
-        out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(_weights_of(options, context, rows), out)
+        out = evaluation.loss_shapes(context, state, batch, key)
+        return descent.constant_weights(_weights_of(options, context, rows), out)
 
-    return base.Method(partial(_init, options), inner, partial(_outer, options), weights, whole_batch=True)
+    return Method(partial(_init, options), inner, partial(_outer, options), weights, whole_batch=True)
 
 
 class _Options(NamedTuple):
@@ -118,8 +119,8 @@ class _Options(NamedTuple):
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    tasks = sorted(out.values) if options.schedule_primary else base.auxiliary_or_raise("n_jtds", context, out)
+    out = evaluation.loss_shapes(context, state, batch, key)
+    tasks = sorted(out.values) if options.schedule_primary else evaluation.auxiliary_or_raise("n_jtds", context, out)
     if isinstance(options.num_examples, Mapping) and set(tasks) - set(options.num_examples):
         missing, known = min(set(tasks) - set(options.num_examples)), sorted(options.num_examples)
         raise ValueError(f"n_jtds(num_examples=) has no number for task {missing!r}; it has some for {known}.")
@@ -156,7 +157,7 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
     """The bilevel problem in the params and the rows of the batch."""
 
     def inner(params, rows, batch):
-        out = base.evaluate(context.model, params, model_state, batch, key)
+        out = evaluation.evaluate(context.model, params, model_state, batch, key)
         return weighted_loss(out.values, _weights_of(options, context, rows), masks=out.masks)
 
     return BilevelProblem(inner=inner, outer=outer_level.primary_loss(context, model_state, key))

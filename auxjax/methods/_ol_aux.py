@@ -23,7 +23,8 @@ import optax
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas.task_gradients import task_gradients
-from auxjax.methods.shared import base
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation
 
 
 class OlAuxState(NamedTuple):
@@ -46,7 +47,7 @@ def ol_aux(
     form: str = "n_step",
     initial: float = 1.0,
     clamp: bool = False,
-) -> base.Method:
+) -> Method:
     """Online learning of auxiliary weights from products of gradients.
 
     Args:
@@ -73,10 +74,10 @@ def ol_aux(
     options = _Options(optimizer, form == "n_step", initial, clamp)
 
     def weights(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
-        return base.constant_weights(_weights_of(context, state.method.weights, out), out)
+        out = evaluation.loss_shapes(context, state, batch, key)
+        return descent.constant_weights(_weights_of(context, state.method.weights, out), out)
 
-    return base.Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+    return Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
 
 
 class _Options(NamedTuple):
@@ -87,8 +88,8 @@ class _Options(NamedTuple):
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
-    names = base.auxiliary_or_raise("ol_aux", context, out)
+    out = evaluation.loss_shapes(context, state, batch, key)
+    names = evaluation.auxiliary_or_raise("ol_aux", context, out)
     dtype = accumulation_dtype(out.values)
     weights = jnp.full((len(names),), options.initial, dtype)
     products = jnp.zeros((len(names) if options.accumulate else 0,), dtype)
@@ -96,13 +97,13 @@ def _init(options, context, state, batch, key):
 
 
 def _weights_of(context, weights, out):
-    names = base.auxiliary_tasks(out, context.model.primary)
+    names = evaluation.auxiliary_tasks(out, context.model.primary)
     return {context.model.primary: 1.0, **dict(zip(names, weights, strict=True))}
 
 
 def _products(context, state, batch, key):
     """`[K]`, `<g_0, g_k>` on the trunk."""
-    losses, trunk = base.loss_vector(context, state, batch, key), base.trunk_of(context, state.params)
+    losses, trunk = evaluation.loss_vector(context, state, batch, key), evaluation.trunk_of(context, state.params)
     tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="ol_aux")
     primary = tasks.combine(jnp.zeros_like(tasks.losses).at[0].set(1.0))
     return tasks.products(primary)[1:].astype(state.method.weights.dtype)
@@ -110,7 +111,7 @@ def _products(context, state, batch, key):
 
 def _inner(options, context, state, batch, key):
     weights = state.method.weights
-    new, metrics = base.weighted_update(context, state, batch, key, lambda out: _weights_of(context, weights, out))
+    new, metrics = descent.weighted_update(context, state, batch, key, lambda out: _weights_of(context, weights, out))
     if options.accumulate:
         products = state.method.products + _products(context, state, batch, key)
         new = new._replace(method=state.method._replace(products=products))
@@ -125,5 +126,5 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
     weights = optax.apply_updates(previous.weights, updates)
     weights = jnp.maximum(weights, 0.0) if options.clamp else weights
     new = OlAuxState(weights, opt_state, jnp.zeros_like(previous.products))
-    names = base.auxiliary_tasks(base.loss_shapes(context, state, inner_batch, key), context.model.primary)
+    names = evaluation.auxiliary_tasks(evaluation.loss_shapes(context, state, inner_batch, key), context.model.primary)
     return state._replace(method=new), {f"gradient_product/{n}": p for n, p in zip(names, products, strict=True)}

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas import soft_labels
-from auxjax.methods.shared import base, generation
+from auxjax.interface import Method
+from auxjax.methods.shared import generation
 
 
 def random_labels(
@@ -24,7 +25,7 @@ def random_labels(
     num_classes: int,
     sub_classes: int = 5,
     auxiliary_weight: float = 1.0,
-) -> base.Method:
+) -> Method:
     """Trains on fixed random sub-classes.
 
     Args:
@@ -77,4 +78,4 @@ def random_labels(
         made = labelling(state.method, batch, dtype)
         return generation.reported_weights(context, state, batch, key, made, auxiliary_weight)
 
-    return base.Method(init=init, inner=inner, weights=weights)
+    return Method(init=init, inner=inner, weights=weights)

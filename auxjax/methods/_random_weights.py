@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal.precision import accumulation_dtype
-from auxjax.methods.shared import base
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation
 
 
-def random_weights(*, distribution: str = "normal", redraw: bool = True, weigh_primary: bool = True) -> base.Method:
+def random_weights(*, distribution: str = "normal", redraw: bool = True, weigh_primary: bool = True) -> Method:
     """Trains with weights that nothing has been learned for.
 
     Args:
@@ -35,7 +36,7 @@ def random_weights(*, distribution: str = "normal", redraw: bool = True, weigh_p
         raise ValueError(f"random_weights(distribution={distribution!r}): expected 'normal' or 'dirichlet'.")
 
     def draw(context, out, key):
-        tasks = sorted(out.values) if weigh_primary else base.auxiliary_tasks(out, context.model.primary)
+        tasks = sorted(out.values) if weigh_primary else evaluation.auxiliary_tasks(out, context.model.primary)
         if not tasks:
             return {context.model.primary: jnp.ones((), accumulation_dtype(out.values))}
         dtype = accumulation_dtype(*(out.values[task] for task in tasks))
@@ -47,17 +48,17 @@ def random_weights(*, distribution: str = "normal", redraw: bool = True, weigh_p
         return drawn if weigh_primary else {context.model.primary: jnp.ones((), dtype), **drawn}
 
     def init(context, state, batch, key):
-        return draw(context, base.loss_shapes(context, state, batch, key), key)
+        return draw(context, evaluation.loss_shapes(context, state, batch, key), key)
 
     def inner(context, state, batch, key):
         key_loss, key_draw = jax.random.split(key)
         weights = state.method
         if redraw:
-            weights = draw(context, base.loss_shapes(context, state, batch, key_loss), key_draw)
-        state, metrics = base.weighted_update(context, state, batch, key_loss, lambda out: weights)
+            weights = draw(context, evaluation.loss_shapes(context, state, batch, key_loss), key_draw)
+        state, metrics = descent.weighted_update(context, state, batch, key_loss, lambda out: weights)
         return state._replace(method=weights), metrics
 
     def weights(context, state, batch, key):
-        return base.constant_weights(state.method, base.loss_shapes(context, state, batch, key))
+        return descent.constant_weights(state.method, evaluation.loss_shapes(context, state, batch, key))
 
-    return base.Method(init=init, inner=inner, weights=weights)
+    return Method(init=init, inner=inner, weights=weights)

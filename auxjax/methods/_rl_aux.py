@@ -34,7 +34,8 @@ from auxjax._internal.tracing import is_traced
 from auxjax.formulas import policy_gradient, soft_labels
 from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import inner_step
-from auxjax.methods.shared import base, generation, outer_level
+from auxjax.interface import Context, Method
+from auxjax.methods.shared import evaluation, generation, outer_level
 from auxjax.methods.shared import policy as policies
 
 UNROLLED = 16  # up to so many epochs, or chunks of look-aheads, a CPU gets straight-line code
@@ -69,7 +70,7 @@ def rl_aux(
     target: str = "one_hot",
     chunk: int | None = None,
     reuse_batch: bool = False,
-) -> base.Method:
+) -> Method:
     """Labels, and weights, chosen by a policy that is trained by PPO.
 
     Args:
@@ -153,7 +154,7 @@ def rl_aux(
         made = _chosen(options, state, batch, action_key)
         return generation.reported_weights(context, state, batch, model_key, made, auxiliary_weight)
 
-    return base.Method(partial(_init, options), inner, partial(_outer, options), weights, whole_batch=True)
+    return Method(partial(_init, options), inner, partial(_outer, options), weights, whole_batch=True)
 
 
 class _Options(NamedTuple):
@@ -207,8 +208,8 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
     model_key, action_key = jax.random.split(key)
     outer_batch = inner_batch if options.reuse_batch else outer_batch
     # Evaluated for its mask alone; jit drops the rest.
-    out = base.evaluate(context.model, state.params, state.model_state, inner_batch, model_key)
-    mask = base.mask_of(out, context.model.primary)
+    out = evaluation.evaluate(context.model, state.params, state.model_state, inner_batch, model_key)
+    mask = evaluation.mask_of(out, context.model.primary)
     before = policies.decide(options.reading, state.method.meta, inner_batch, mask)
     actions = policies.sample(before, action_key, options.num_rollouts)
     fork = _Fork(context, state, inner_batch, outer_batch, model_key)
@@ -230,7 +231,7 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
 class _Fork(NamedTuple):
     """A training state to take look-ahead steps from, and what they are taken and judged on."""
 
-    context: base.Context
+    context: Context
     state: Any
     inner_batch: Any
     outer_batch: Any
@@ -268,7 +269,7 @@ def _losses_of_examples(options, fork, actions, decision, mask):
     def alone(example):
         def losses(*arguments):
             out = model.losses(*arguments)
-            mask = base.mask_of(out, model.primary)
+            mask = evaluation.mask_of(out, model.primary)
             only = jnp.arange(count) == example
             only = only if mask is None else only & mask
             return out._replace(masks={**(out.masks or {}), model.primary: only})

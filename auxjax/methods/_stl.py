@@ -6,10 +6,11 @@ The baseline every auxiliary method has to beat. The fair one also trains on the
 their outer loss; that is a choice of data, made by the caller.
 """
 
-from auxjax.methods.shared import base
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation
 
 
-def stl() -> base.Method:
+def stl() -> Method:
     """Trains on the mean primary loss; auxiliary losses are computed for the metrics only.
 
     Returns:
@@ -21,9 +22,9 @@ def stl() -> base.Method:
         return {context.model.primary: 1.0}
 
     def inner(context, state, batch, key):
-        return base.weighted_update(context, state, batch, key, lambda out: weights_of(context))
+        return descent.weighted_update(context, state, batch, key, lambda out: weights_of(context))
 
     def weights(context, state, batch, key):
-        return base.constant_weights(weights_of(context), base.loss_shapes(context, state, batch, key))
+        return descent.constant_weights(weights_of(context), evaluation.loss_shapes(context, state, batch, key))
 
-    return base.Method(init=lambda *_: (), inner=inner, weights=weights)
+    return Method(init=lambda *_: (), inner=inner, weights=weights)

@@ -20,7 +20,8 @@ import optax
 
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
-from auxjax.methods.shared import base
+from auxjax.interface import Method
+from auxjax.methods.shared import descent, evaluation
 
 
 class UncertaintyState(NamedTuple):
@@ -43,7 +44,7 @@ def uncertainty(
     initial: float | None = None,
     smallest: float = -10.0,
     weigh_primary: bool = True,
-) -> base.Method:
+) -> Method:
     """Weights from learned noise variances.
 
     Args:
@@ -79,12 +80,12 @@ def uncertainty(
     options = _Options(optimizer, tuple(regression), form == "public_code", start, smallest, weigh_primary)
 
     def weights(context, state, batch, key):
-        out = base.loss_shapes(context, state, batch, key)
+        out = evaluation.loss_shapes(context, state, batch, key)
         tasks = _tasks_of(options, context, out)
-        found = base.by_task(tasks, _weights_of(options, tasks, state.method.log_variances))
-        return base.constant_weights({context.model.primary: 1.0, **found}, out)
+        found = evaluation.by_task(tasks, _weights_of(options, tasks, state.method.log_variances))
+        return descent.constant_weights({context.model.primary: 1.0, **found}, out)
 
-    return base.Method(partial(_init, options), partial(_inner, options), weights=weights)
+    return Method(partial(_init, options), partial(_inner, options), weights=weights)
 
 
 class _Options(NamedTuple):
@@ -97,7 +98,7 @@ class _Options(NamedTuple):
 
 
 def _init(options, context, state, batch, key):
-    out = base.loss_shapes(context, state, batch, key)
+    out = evaluation.loss_shapes(context, state, batch, key)
     unknown = sorted(set(options.regression) - set(out.values))
     if unknown:
         raise ValueError(
@@ -109,7 +110,7 @@ def _init(options, context, state, batch, key):
 
 
 def _tasks_of(options, context, out) -> list[str]:
-    return sorted(out.values) if options.weigh_primary else base.auxiliary_or_raise("uncertainty", context, out)
+    return sorted(out.values) if options.weigh_primary else evaluation.auxiliary_or_raise("uncertainty", context, out)
 
 
 def _weights_of(options, tasks, log_variances):
@@ -119,18 +120,20 @@ def _weights_of(options, tasks, log_variances):
 
 def _inner(options, context, state, batch, key):
     variances = state.method.log_variances
-    tasks = _tasks_of(options, context, base.loss_shapes(context, state, batch, key))
+    tasks = _tasks_of(options, context, evaluation.loss_shapes(context, state, batch, key))
     weights = _weights_of(options, tasks, variances)
-    all_weights = {context.model.primary: 1.0, **base.by_task(tasks, weights)}
-    grads, out, _ = base.weighted_gradient(context, state, batch, key, lambda out: all_weights)
-    means = context.reduce(base.mean_losses(out, tasks)).astype(variances.dtype)
+    all_weights = {context.model.primary: 1.0, **evaluation.by_task(tasks, weights)}
+    grads, out, _ = descent.weighted_gradient(context, state, batch, key, lambda out: all_weights)
+    means = context.reduce(evaluation.mean_losses(out, tasks)).astype(variances.dtype)
     # d/ds (c exp(-s) L + s / 2), without the second term's pull where there is nothing to weigh.
-    seen = base.labelled(context, out, tasks)
+    seen = evaluation.labelled(context, out, tasks)
     slopes = jnp.where(seen, 0.5 - weights * means, 0.0)
     updates, opt_state = options.optimizer.update(slopes, state.method.opt_state, variances)
-    opt_state = base.keep_unseen(seen, opt_state, state.method.opt_state)
+    opt_state = descent.keep_unseen(seen, opt_state, state.method.opt_state)
     moved = jnp.maximum(optax.apply_updates(variances, updates), options.smallest)
     moved = jnp.where(seen, moved, variances)
-    metrics = base.loss_metrics(out, all_weights)
-    metrics |= {f"log_variance/{task}": s for task, s in base.by_task(tasks, moved).items()}
-    return base.descend(context, state, grads, out.state)._replace(method=UncertaintyState(moved, opt_state)), metrics
+    metrics = descent.loss_metrics(out, all_weights)
+    metrics |= {f"log_variance/{task}": s for task, s in evaluation.by_task(tasks, moved).items()}
+    return descent.descend(context, state, grads, out.state)._replace(
+        method=UncertaintyState(moved, opt_state)
+    ), metrics

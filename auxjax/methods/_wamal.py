@@ -18,8 +18,9 @@ import optax
 
 from auxjax.formulas import soft_labels
 from auxjax.formulas.losses import masked_mean
+from auxjax.interface import Method
 from auxjax.methods._maxl import Options, make_method
-from auxjax.methods.shared import base, generation
+from auxjax.methods.shared import generation
 
 
 def wamal(
@@ -38,7 +39,7 @@ def wamal(
     epsilon: float = 0.01,
     hypergradient=None,
     reuse_batch: bool = False,
-) -> base.Method:
+) -> Method:
     """Generates soft auxiliary labels and their weights.
 
     Args:

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal.precision import accumulation_dtype
-from auxjax.methods.shared.base import TaskLosses, TaskModel, evaluate
+from auxjax.interface import TaskLosses, TaskModel
+from auxjax.methods.shared.evaluation import evaluate
 
 
 def mixed_precision(model: TaskModel, dtype=jnp.bfloat16) -> TaskModel:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from auxjax._internal.random_keys import check_key
-from auxjax.interface import TrainState
-from auxjax.methods.shared.base import Context, Method, TaskModel, loss_shapes
+from auxjax.interface import Context, Method, TaskModel, TrainState
+from auxjax.methods.shared.evaluation import loss_shapes
 from auxjax.training.parallel import place_state, replicate, shard_batch
 
 # Streams of the per-step key. Each use of randomness has its own, so that adding one leaves the others as they were.

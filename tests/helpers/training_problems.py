@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 import auxjax
-from auxjax.methods.shared.base import Context
+from auxjax.interface import Context
 
 
 class LinearTasks(NamedTuple):

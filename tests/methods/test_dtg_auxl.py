@@ -13,9 +13,9 @@ from jax.flatten_util import ravel_pytree
 import auxjax
 from auxjax import dense, identity, implicit, one_step, unrolled
 from auxjax.formulas import joint_generator
+from auxjax.interface import TaskLosses, TaskModel
 from auxjax.methods._dtg_auxl import dtg_auxl
 from auxjax.methods.shared import pairs as pairing
-from auxjax.methods.shared.base import TaskLosses, TaskModel
 from auxjax.training.parallel import data_mesh, replicate
 from tests.helpers.training_problems import LinearTasks, state_of
 

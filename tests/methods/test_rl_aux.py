@@ -13,9 +13,8 @@ import pytest
 import auxjax
 from auxjax import Policy
 from auxjax.formulas import policy_gradient
-from auxjax.interface import TrainState
+from auxjax.interface import Context, TrainState
 from auxjax.methods._rl_aux import rl_aux
-from auxjax.methods.shared.base import Context
 from auxjax.training.parallel import data_mesh, shard_batch
 
 KEY = jax.random.key(0)

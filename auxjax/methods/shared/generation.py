@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas import soft_labels
 from auxjax.formulas.losses import masked_mean
-from auxjax.methods.shared import base
+from auxjax.interface import TaskLosses, TaskModel
+from auxjax.methods.shared import descent, evaluation
 
 
 class Generator(NamedTuple):
@@ -49,7 +50,7 @@ class JointLoss(NamedTuple):
 
     total: jax.Array
     generated: jax.Array
-    out: base.TaskLosses
+    out: TaskLosses
 
 
 def check_generator(method: str, generator) -> None:
@@ -74,8 +75,8 @@ def joint_loss(context, params, model_state, batch, key, labelling: Labelling, w
     Raises:
       ValueError: a model with no auxiliary head for labels, or losses and labels of different shapes.
     """
-    out = base.evaluate(context.model, params, model_state, batch, key)
-    primary, mask = out.values[context.model.primary], base.mask_of(out, context.model.primary)
+    out = evaluation.evaluate(context.model, params, model_state, batch, key)
+    primary, mask = out.values[context.model.primary], evaluation.mask_of(out, context.model.primary)
     losses = _label_losses(context.model, out, params, model_state, batch, key, labelling.labels)
     if losses.shape != primary.shape:
         raise ValueError(
@@ -95,16 +96,16 @@ def descend_on(context, state, batch, key, labelling: Labelling, weight: float):
         return joint.total, joint
 
     grads, joint = jax.grad(loss, has_aux=True)(state.params)
-    return base.descend(context, state, grads, joint.out.state), metrics_of(context, joint, labelling, weight)
+    return descent.descend(context, state, grads, joint.out.state), metrics_of(context, joint, labelling, weight)
 
 
 def metrics_of(context, joint: JointLoss, labelling: Labelling, weight: float) -> dict[str, jax.Array]:
     """The common metrics, those of the generated task, and `label_metrics`."""
-    mask = base.mask_of(joint.out, context.model.primary)
+    mask = evaluation.mask_of(joint.out, context.model.primary)
     one = jnp.ones((), joint.total.dtype)
     mean_weight = one if labelling.weights is None else masked_mean(labelling.weights, mask)
     return {
-        **base.loss_metrics(joint.out, {context.model.primary: one}),
+        **descent.loss_metrics(joint.out, {context.model.primary: one}),
         "loss/generated": joint.generated,
         "weight/generated": weight * mean_weight,
         **label_metrics(labelling.labels, mask),
@@ -126,20 +127,20 @@ def label_metrics(labels: jax.Array, mask) -> dict[str, jax.Array]:
 
 def reported_weights(context, state, batch, key, labelling: Labelling, weight: float) -> dict[str, jax.Array]:
     """What `Method.weights` returns: 1 for the primary task, the generated task's per example, 0 for the others."""
-    out = base.loss_shapes(context, state, batch, key)
+    out = evaluation.loss_shapes(context, state, batch, key)
     primary = out.values[context.model.primary]
     ones = jnp.ones(primary.shape, labelling.labels.dtype)
     weights = ones if labelling.weights is None else labelling.weights
-    return base.constant_weights({context.model.primary: 1.0}, out) | {"generated": weight * weights}
+    return descent.constant_weights({context.model.primary: 1.0}, out) | {"generated": weight * weights}
 
 
-def check_model(method: str, context, state, batch, key, classes: int) -> base.TaskLosses:
+def check_model(method: str, context, state, batch, key, classes: int) -> TaskLosses:
     """Shapes of the losses, when the state is made, before any training.
 
     Raises:
       ValueError: no auxiliary head for labels, or one for another number of classes.
     """
-    out = base.loss_shapes(context, state, batch, key)
+    out = evaluation.loss_shapes(context, state, batch, key)
     if out.label_losses is None and context.model.soft_label_loss is None:
         raise ValueError(
             f"{method} generates labels, and the model has no loss for them. Give TaskLosses(label_losses=), the "
@@ -173,7 +174,7 @@ def primary_labels(method: str, labels: Callable, batch) -> jax.Array:
     return found
 
 
-def _label_losses(model: base.TaskModel, out, params, model_state, batch, key, labels) -> jax.Array:
+def _label_losses(model: TaskModel, out, params, model_state, batch, key, labels) -> jax.Array:
     if out.label_losses is not None:
         return jnp.sum(labels * out.label_losses, axis=-1)
     arguments = (params, batch, labels, key) if model_state is None else (params, batch, labels, key, model_state)

@@ -13,19 +13,20 @@ import jax
 from auxjax.formulas.losses import weighted_loss
 from auxjax.formulas.partition import Modules, modules_by_path, partition
 from auxjax.formulas.task_gradients import TaskGradients, scale_modules, task_gradients
-from auxjax.methods.shared import base
+from auxjax.interface import Context, TrainState
+from auxjax.methods.shared import evaluation
 
 
-def modules_of(context: base.Context, params, module_of: Callable[[str], str] | None) -> Modules:
+def modules_of(context: Context, params, module_of: Callable[[str], str] | None) -> Modules:
     """The trunk's modules; one, "trunk", for `module_of=None`."""
-    trunk = base.trunk_of(context, params)
+    trunk = evaluation.trunk_of(context, params)
     return modules_by_path(params, module_of or (lambda path: "trunk"), trunk=trunk)
 
 
 def mixed_field(
     where: str,
-    context: base.Context,
-    state: base.TrainState,
+    context: Context,
+    state: TrainState,
     batch,
     key,
     modules: Modules,
@@ -51,14 +52,14 @@ def mixed_field(
     """
 
     def heads(params):
-        out = base.evaluate(context.model, params, state.model_state, batch, key)
+        out = evaluation.evaluate(context.model, params, state.model_state, batch, key)
         weights = {task: 1.0 if task == context.model.primary else head_weight for task in out.values}
         return weighted_loss(out.values, weights, masks=out.masks), out
 
     # The trunk's part of this gradient is replaced below; the compiler leaves it out.
     field, out = jax.grad(heads, has_aux=True)(state.params)
-    trunk = base.trunk_of(context, state.params)
-    losses = base.loss_vector(context, state, batch, key)
+    trunk = evaluation.trunk_of(context, state.params)
+    losses = evaluation.loss_vector(context, state, batch, key)
     tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where=where)
     weights = weights_of(tasks)
     _, merge = partition(context.reduce(field), True if trunk is None else trunk)

@@ -15,7 +15,8 @@ import optax
 from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import BilevelProblem, implicit
 from auxjax.hypergrad.amortised import Amortised, warm_started
-from auxjax.methods.shared import base
+from auxjax.interface import Context, no_reduction
+from auxjax.methods.shared import evaluation
 from auxjax.solvers import neumann
 
 _NOT_LOGGED = ("solution", "outer_loss", "aux")  # fields of HypergradInfo that are no news about the hypergradient
@@ -130,18 +131,18 @@ def update_outer(
     return OuterState(meta, opt_state, carried), metrics
 
 
-def primary_loss(context: base.Context, model_state, key) -> Callable:
+def primary_loss(context: Context, model_state, key) -> Callable:
     """`(params, meta, batch) -> scalar`: the mean primary loss over the labelled examples, the usual outer loss."""
     model = context.model
 
     def loss(params, meta, batch):
         del meta
-        out = base.evaluate(model, params, model_state, batch, key)
-        return masked_mean(out.values[model.primary], base.mask_of(out, model.primary))
+        out = evaluation.evaluate(model, params, model_state, batch, key)
+        return masked_mean(out.values[model.primary], evaluation.mask_of(out, model.primary))
 
     return loss
 
 
-def reduction(context: base.Context) -> Callable | None:
+def reduction(context: Context) -> Callable | None:
     """`BilevelProblem.reduce` of a context: `None` without replicas, where every solver may be used."""
-    return None if context.reduce is base.no_reduction else context.reduce
+    return None if context.reduce is no_reduction else context.reduce

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.losses import masked_mean
-from auxjax.methods.shared import base
+from auxjax.interface import TaskLosses
+from auxjax.methods.shared import evaluation
 
 _PARTNERS = 0x9A185  # stream of the step's key that draws the partners; the model has the key itself
 
@@ -39,7 +40,7 @@ class Pairs(NamedTuple):
 
 def pairs_of(
     method: str,
-    out: base.TaskLosses,
+    out: TaskLosses,
     primary: str,
     batch,
     key: jax.Array,
@@ -67,7 +68,7 @@ def pairs_of(
     Raises:
       ValueError: features or labels that are missing or of another shape.
     """
-    draw, mask = jax.random.fold_in(key, _PARTNERS), base.mask_of(out, primary)
+    draw, mask = jax.random.fold_in(key, _PARTNERS), evaluation.mask_of(out, primary)
     features = _features_of(method, out, primary)
     count = features.shape[0]
     known = _encoded(method, labels, num_classes, batch, features, mask)
@@ -76,7 +77,7 @@ def pairs_of(
         others, known = features[rows], jnp.concatenate([known, known[rows]], axis=1)
     else:
         others = _features_of(method, out, partner)
-        order, length = _shuffled(draw, others.shape[0], base.mask_of(out, partner))
+        order, length = _shuffled(draw, others.shape[0], evaluation.mask_of(out, partner))
         others = others[order[jnp.arange(count) % length]]
     if others.shape != features.shape:
         raise ValueError(
@@ -109,8 +110,8 @@ def _shuffled(key, count, mask):
 
 def _features_of(method, out, task):
     """A task's features; 0 where the task has no label, for what is there may be NaN."""
-    features = base.features_of(method, out, task)
-    return _where(base.mask_of(out, task), features.astype(accumulation_dtype(features)))
+    features = evaluation.features_of(method, out, task)
+    return _where(evaluation.mask_of(out, task), features.astype(accumulation_dtype(features)))
 
 
 def _encoded(method, labels, num_classes, batch, features, mask):

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import auxjax
-from auxjax.methods.shared import base
+from auxjax.interface import TaskLosses
+from auxjax.methods.shared import descent, evaluation
 from tests.helpers.training_problems import LinearTasks, linear_model, state_of
 
 
@@ -74,7 +75,7 @@ def test_weighted_gradient_is_the_weighted_sum_of_task_gradients():
     model = linear_model(masked=True)
     context, state = state_of(model, problem)
     weights = {"primary": 0.7, "aux0": jnp.arange(8.0) / 8, "aux1": 1.3}
-    grads, _, _ = base.weighted_gradient(context, state, problem.batch, jax.random.key(1), lambda out: weights)
+    grads, _, _ = descent.weighted_gradient(context, state, problem.batch, jax.random.key(1), lambda out: weights)
     expected = np.zeros_like(state.params["w"])
     for task in ("primary", "aux0", "aux1"):
         x, y, mask = (np.asarray(problem.batch[name][task]) for name in ("x", "y", "mask"))
@@ -126,14 +127,14 @@ def test_equal_refuses_impossible_options(options, message):
 
 
 def test_weights_are_shown_in_single_precision_whatever_the_losses_are():
-    out = base.TaskLosses({"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(3, jnp.float16)})
-    found = base.constant_weights({"a": 1.003, "b": jnp.float32(1e6)}, out)
+    out = TaskLosses({"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(3, jnp.float16)})
+    found = descent.constant_weights({"a": 1.003, "b": jnp.float32(1e6)}, out)
     assert {weight.dtype for weight in found.values()} == {jnp.dtype("float32")}
     np.testing.assert_allclose([found["a"][0], found["b"][0]], [1.003, 1e6], rtol=1e-7)
-    assert base.loss_metrics(out, {"a": 1.003})["weight/a"] == np.float32(1.003)
+    assert descent.loss_metrics(out, {"a": 1.003})["weight/a"] == np.float32(1.003)
 
 
 def test_a_mask_may_be_none():
-    model = auxjax.TaskModel(lambda params, batch, key: base.TaskLosses({"a": params["w"]}, masks={"a": None}), "a")
-    out = base.evaluate(model, {"w": jnp.arange(3.0)}, None, None, None)
-    assert base.mean_losses(out, ["a"]) == 1.0
+    model = auxjax.TaskModel(lambda params, batch, key: TaskLosses({"a": params["w"]}, masks={"a": None}), "a")
+    out = evaluation.evaluate(model, {"w": jnp.arange(3.0)}, None, None, None)
+    assert evaluation.mean_losses(out, ["a"]) == 1.0

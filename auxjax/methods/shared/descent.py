@@ -1,0 +1,92 @@
+"""Updates of the params that methods share: one step of the optimiser, and one step on a weighted sum of losses."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from auxjax._internal.precision import accumulation_dtype
+from auxjax.formulas.losses import masked_means, weighted_loss
+from auxjax.interface import Context, TaskLosses, TrainState
+from auxjax.methods.shared import evaluation
+
+
+def descend(context: Context, state: TrainState, grads, model_state) -> TrainState:
+    """One update of the inner optimiser: `params + optimizer.update(reduce(grads))`.
+
+    Args:
+      context: model, optimiser and reduction.
+      state: training state; its params and optimiser state change.
+      grads: pytree like `state.params`, a gradient or any other update field.
+      model_state: the model's new state.
+    """
+    updates, opt_state = context.optimizer.update(context.reduce(grads), state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state._replace(params=params, opt_state=opt_state, model_state=model_state)
+
+
+def weighted_gradient(context: Context, state: TrainState, batch, key, weights_of):
+    """Gradient of `sum_k mean_i w_ik l_ik` in the params, the weights held fixed.
+
+    Args:
+      context: model, optimiser and reduction.
+      state: training state.
+      batch: any pytree.
+      key: typed PRNG key.
+      weights_of: `TaskLosses -> {task: scalar or [n_task]}`; called on stop-gradiented losses and features.
+
+    Returns:
+      `(grads, losses, weights)`: the gradient, the `TaskLosses` it came from and the weights used.
+      Cost: one gradient.
+    """
+
+    def loss(params):
+        out = evaluation.evaluate(context.model, params, state.model_state, batch, key)
+        weights = weights_of(jax.lax.stop_gradient(out))
+        return weighted_loss(out.values, weights, masks=out.masks), (out, weights)
+
+    grads, (out, weights) = jax.grad(loss, has_aux=True)(state.params)
+    return grads, out, weights
+
+
+def weighted_update(context: Context, state: TrainState, batch, key, weights_of):
+    """One inner update on a weighted sum of losses: `weighted_gradient`, then `descend`.
+
+    Returns:
+      `(state, metrics)`.
+    """
+    grads, out, weights = weighted_gradient(context, state, batch, key, weights_of)
+    return descend(context, state, grads, out.state), loss_metrics(out, weights)
+
+
+def loss_metrics(out: TaskLosses, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """`loss/<task>` and `weight/<task>`: means over the labelled examples; a task without a weight has weight 0."""
+    tasks = sorted(out.values)
+    means = masked_means(constant_weights(weights, out), out.masks)
+    losses = {
+        f"loss/{task}": value for task, value in evaluation.by_task(tasks, evaluation.mean_losses(out, tasks)).items()
+    }
+    return losses | {f"weight/{task}": value for task, value in evaluation.by_task(tuple(out.values), means).items()}
+
+
+def constant_weights(weights: Mapping[str, jax.Array], out: TaskLosses) -> dict[str, jax.Array]:
+    """`{task: [n_task]}` from scalar weights, 0 for tasks without one: what `Method.weights` returns."""
+    found = {}
+    for task, value in out.values.items():
+        weight = weights.get(task, 0.0)
+        # Not in the losses' dtype: half precision has no room for a weight of 1.003, or of a million.
+        found[task] = jnp.broadcast_to(jnp.asarray(weight).astype(accumulation_dtype(value, weight)), value.shape)
+    return found
+
+
+def keep_unseen(seen: jax.Array, new, old):
+    """The state of an optimiser of `[tasks]` weights: `new` for tasks that were seen, `old` for the others.
+
+    Without it momentum would go on moving what a batch without labels has nothing to say about.
+    """
+
+    def choose(after, before):
+        return jnp.where(seen, after, before) if jnp.shape(after) == seen.shape else after
+
+    return jax.tree.map(choose, new, old)

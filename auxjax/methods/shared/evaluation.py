@@ -1,0 +1,174 @@
+"""Calling the model, checking what it returns, and looking at its losses task by task."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from auxjax.formulas.losses import masked_means
+from auxjax.formulas.partition import mask_by_path
+from auxjax.interface import Context, TaskLosses, TaskModel, TrainState
+
+
+def evaluate(model: TaskModel, params, model_state, batch, key) -> TaskLosses:
+    """Calls the model's loss function and checks, at trace time, what came back.
+
+    Args:
+      model: a `TaskModel`.
+      params: inner variables.
+      model_state: the model's state, passed on as a fourth argument unless it is `None`.
+      batch: any pytree.
+      key: typed PRNG key.
+
+    Returns:
+      The model's `TaskLosses`. Without a new model state in it, `state` is the one that went in.
+
+    Raises:
+      TypeError: not a `TaskLosses`.
+      ValueError: no primary task, a loss that is not one number per example, masks that do not fit. (Features are
+        checked by the methods that look at them.)
+    """
+    arguments = (params, batch, key) if model_state is None else (params, batch, key, model_state)
+    out = model.losses(*arguments)
+    _check_losses(out, model.primary)
+    return out if out.state is not None else out._replace(state=model_state)
+
+
+def _check_losses(out, primary: str) -> None:
+    if not isinstance(out, TaskLosses):
+        raise TypeError(
+            f"TaskModel.losses must return auxjax.TaskLosses and returned {type(out).__name__}. "
+            "Wrap the per-example losses: TaskLosses({'task': losses_of_shape_n})."
+        )
+    if not isinstance(out.values, Mapping) or not out.values:
+        raise ValueError("TaskLosses.values must be a dict {task: [n_task] losses} with at least one task.")
+    if primary not in out.values:
+        raise ValueError(
+            f"TaskModel.primary is {primary!r}, and TaskLosses.values has the tasks {sorted(out.values)}. "
+            "Name one of them, or return the primary task's losses under that name."
+        )
+    for task, value in out.values.items():
+        shape = jnp.shape(value)
+        if len(shape) != 1 or shape[0] == 0:
+            raise ValueError(
+                f"TaskLosses.values[{task!r}] has shape {shape}; expected [n], one loss per example, n >= 1. "
+                "Return the losses before any mean over the batch."
+            )
+        if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise ValueError(f"TaskLosses.values[{task!r}] has dtype {jnp.result_type(value)}; losses are floating.")
+    if out.label_losses is not None:
+        shape, count = jnp.shape(out.label_losses), jnp.shape(out.values[primary])[0]
+        if len(shape) != 2 or shape[0] != count or not jnp.issubdtype(out.label_losses.dtype, jnp.floating):
+            raise ValueError(
+                f"TaskLosses.label_losses is {out.label_losses.dtype}{list(shape)}; expected floats [{count}, "
+                "classes]: for every example of the primary task the auxiliary head's loss for every class."
+            )
+    if out.masks is not None and not isinstance(out.masks, Mapping):
+        raise TypeError(
+            f"TaskLosses.masks is a {type(out.masks).__name__}; expected a dict {{task: bool [n_task]}}, or None where "
+            "everything is labelled."
+        )
+    for task, mask in (out.masks or {}).items():
+        if mask is None and task in out.values:
+            continue
+        if task not in out.values:
+            raise ValueError(f"TaskLosses.masks has the task {task!r}; the losses have {sorted(out.values)}.")
+        if jnp.shape(mask) != jnp.shape(out.values[task]) or jnp.result_type(mask) != jnp.bool_:
+            raise ValueError(
+                f"TaskLosses.masks[{task!r}] is {jnp.result_type(mask)}{list(jnp.shape(mask))}; expected "
+                f"bool{list(jnp.shape(out.values[task]))}, True where the example has a label."
+            )
+
+
+def auxiliary_tasks(out: TaskLosses, primary: str) -> list[str]:
+    """The auxiliary tasks in the order every method uses: sorted by name, the primary left out."""
+    return sorted(task for task in out.values if task != primary)
+
+
+def auxiliary_or_raise(method: str, context: Context, out: TaskLosses) -> list[str]:
+    """`auxiliary_tasks`, for methods that are about nothing else.
+
+    Raises:
+      ValueError: there are none.
+    """
+    names = auxiliary_tasks(out, context.model.primary)
+    if not names:
+        raise ValueError(f"{method} weighs auxiliary tasks, and the model has none. Add one, or use method 'stl'.")
+    return names
+
+
+def labelled(context: Context, out: TaskLosses, tasks: Sequence[str]) -> jax.Array:
+    """Bool `[len(tasks)]`: for which of the tasks the batch, of any replica, has a label."""
+    share = masked_means({task: jnp.ones(out.values[task].shape, jnp.float32) for task in tasks}, out.masks)
+    return context.reduce(share) > 0
+
+
+def labelled_in_batch(context: Context, state: TrainState, batch, key) -> jax.Array:
+    """`labelled` of a batch that is not evaluated yet, `[K + 1]` in the order of `loss_vector`."""
+    out = evaluate(context.model, state.params, state.model_state, batch, key)
+    return labelled(context, out, (context.model.primary, *auxiliary_tasks(out, context.model.primary)))
+
+
+def mask_of(out: TaskLosses, task: str):
+    """The task's label mask, or `None` where every example is labelled."""
+    return (out.masks or {}).get(task)
+
+
+def features_of(method: str, out: TaskLosses, task: str) -> jax.Array:
+    """The trunk's features of a task, `[n_task, d]`, for methods that look at them.
+
+    Raises:
+      ValueError: there are none, or not a row for every example of the task.
+    """
+    features = out.features
+    if isinstance(features, Mapping):
+        features = features.get(task)
+    if features is None:
+        raise ValueError(
+            f"{method} needs the trunk's features, and TaskLosses.features has none for task {task!r}. Return "
+            "features=[n, d] (or {task: [n_task, d]}) with the losses."
+        )
+    wanted = out.values[task].shape[0]
+    if len(features.shape) != 2 or features.shape[0] != wanted:
+        raise ValueError(
+            f"TaskLosses.features for task {task!r} has shape {tuple(features.shape)}; expected [{wanted}, d], one row "
+            "per example of the task."
+        )
+    return features
+
+
+def mean_losses(out: TaskLosses, tasks: Sequence[str]) -> jax.Array:
+    """`[len(tasks)]`, the mean losses over the labelled examples of these tasks (0 where there are none)."""
+    return masked_means({task: out.values[task] for task in tasks}, out.masks)
+
+
+def by_task(tasks: Sequence[str], values: jax.Array) -> dict[str, jax.Array]:
+    """`{task: values[k]}` of a `[len(tasks)]` array."""
+    return dict(zip(tasks, jnp.unstack(values), strict=True))
+
+
+def loss_vector(context: Context, state: TrainState, batch, key) -> Callable[[Any], jax.Array]:
+    """`params -> [K + 1]`: the mean losses, the primary task first and then `auxiliary_tasks`, for `task_gradients`.
+
+    The model state and the key are held fixed; the new model state is dropped.
+    """
+    model = context.model
+
+    def losses(params):
+        out = evaluate(model, params, state.model_state, batch, key)
+        return mean_losses(out, (model.primary, *auxiliary_tasks(out, model.primary)))
+
+    return losses
+
+
+def trunk_of(context: Context, params):
+    """`TaskModel.trunk` as a pytree of bools, or `None` for all leaves."""
+    trunk = context.model.trunk
+    return mask_by_path(params, trunk) if callable(trunk) else trunk
+
+
+def loss_shapes(context: Context, state: TrainState, batch, key) -> TaskLosses:
+    """Shapes and dtypes of the losses, without computing them; checks them on the way."""
+    model = context.model
+    return jax.eval_shape(lambda p, s, b, k: evaluate(model, p, s, b, k), state.params, state.model_state, batch, key)
