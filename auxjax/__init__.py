@@ -43,6 +43,7 @@ from auxjax.solvers import minres as minres
 from auxjax.solvers import neumann as neumann
 from auxjax.solvers import normal_cg as normal_cg
 from auxjax.solvers import nystrom as nystrom
+from auxjax.training.averaging import Average as Average
 from auxjax.training.model_transforms import accumulate as accumulate
 from auxjax.training.model_transforms import mixed_precision as mixed_precision
 from auxjax.training.model_transforms import remat as remat

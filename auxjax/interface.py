@@ -17,8 +17,10 @@ Metrics have common names: `loss/<task>` and `weight/<task>` (means over the lab
 `outer_loss`, `hypergradient/<field of HypergradInfo>`.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import optax
@@ -34,6 +36,7 @@ class TrainState(NamedTuple):
       opt_state: state of the inner optimiser.
       model_state: what the model updates besides gradients (BatchNorm statistics); `None` without any.
       method: state of the method: its weights or scheduler, their optimiser, its counters; `()` where it has none.
+      averaged: running mean of the params, a pytree like them in at least float32; `()` without `make_step(average=)`.
     """
 
     step: jax.Array
@@ -42,6 +45,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     model_state: Any = None
     method: Any = ()
+    averaged: Any = ()
 
 
 class TaskLosses(NamedTuple):
@@ -68,8 +72,23 @@ class TaskLosses(NamedTuple):
     label_losses: jax.Array | None = None
 
 
+class LossFunction(Protocol):
+    """`(params, batch, key) -> TaskLosses`, and by keyword what else of the run the function names (`EXTRAS`)."""
+
+    def __call__(self, params: Any, batch: Any, key: jax.Array, /, *args: Any, **kwargs: Any) -> TaskLosses:
+        """The losses of a batch: one number per example and task, before any mean."""
+        ...
+
+
 class TaskModel(NamedTuple):
-    """A model as a method sees it. With model state, every function takes it as one more, last argument.
+    """A model as a method sees it.
+
+    Its functions have one form, whether the run has model state or not. What a function needs of the run besides its
+    arguments it names as a keyword, as in `losses(params, batch, key, *, state, averaged)`, and gets it:
+
+        state       the model's state (BatchNorm statistics), as `init(model_state=)` gave it; `None` in a run without
+        averaged    the running mean of the params, for a teacher; `None` without `make_step(average=)`
+        step        int32 scalar, the number of inner updates done, for weights that ramp up
 
     Attributes:
       losses: `(params, batch, key) -> TaskLosses`.
@@ -82,11 +101,36 @@ class TaskModel(NamedTuple):
         generate both.
     """
 
-    losses: Callable[..., TaskLosses]
+    losses: LossFunction
     primary: str
     trunk: Any = None
     soft_label_loss: Callable[..., jax.Array] | None = None
     feature_loss: Callable[..., jax.Array] | None = None
+
+
+EXTRAS = ("state", "averaged", "step")
+
+
+def takes(function: Callable, name: str) -> bool:
+    """Whether a function has an argument of that name, or takes any keyword."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(about.kind is about.VAR_KEYWORD for about in parameters.values())
+
+
+def call(function: Callable, *arguments, **extras):
+    """`function(*arguments)`, with those of the extras that it names as keywords."""
+    return function(*arguments, **{name: value for name, value in extras.items() if takes(function, name)})
+
+
+def bind(model: TaskModel, **extras) -> TaskModel:
+    """The model with these extras of the run given to those of its functions that name them."""
+
+    def give(function):
+        named = {name: value for name, value in extras.items() if function is not None and takes(function, name)}
+        return partial(function, **named) if named else function
+
+    functions = ("losses", "soft_label_loss", "feature_loss")
+    return model._replace(**{name: give(getattr(model, name)) for name in functions})
 
 
 def no_reduction(tree):

@@ -26,7 +26,7 @@ from auxjax._internal.tracing import is_traced
 from auxjax.formulas import joint_generator as generators
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import BilevelProblem
-from auxjax.interface import Method
+from auxjax.interface import Method, call
 from auxjax.methods.shared import descent, evaluation, generation, outer_level
 from auxjax.methods.shared.pairs import Pairs, pairs_of
 
@@ -196,7 +196,7 @@ def _joint_loss(options, context, params, model_state, batch, key, meta, targets
     features = _features(options, meta, pairs)
     dtype = jax.tree.leaves(out.features)[0].dtype
     arguments = (params, (pairs.scale * features).astype(dtype), targets)
-    losses = context.model.feature_loss(*arguments if model_state is None else (*arguments, model_state))
+    losses = call(context.model.feature_loss, *arguments, state=model_state)
     if jnp.shape(losses) != targets.shape[:1] or not jnp.issubdtype(jnp.result_type(losses), jnp.floating):
         raise ValueError(
             f"feature_loss returned {jnp.result_type(losses)}{list(jnp.shape(losses))}; expected floating "

@@ -13,12 +13,13 @@ Not for: spreading a batch over devices (`training.parallel`), or params over de
 """
 
 from collections.abc import Callable
+from functools import wraps
 
 import jax
 import jax.numpy as jnp
 
 from auxjax._internal.precision import accumulation_dtype
-from auxjax.interface import TaskLosses, TaskModel
+from auxjax.interface import TaskLosses, TaskModel, bind
 from auxjax.methods.shared.evaluation import evaluate
 
 
@@ -49,18 +50,20 @@ def mixed_precision(model: TaskModel, dtype=jnp.bfloat16) -> TaskModel:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"mixed_precision(dtype={dtype.name}): expected a floating dtype, such as jnp.bfloat16.")
 
-    def losses(params, batch, key, *model_state):
-        out = model.losses(*_cast((params, batch), dtype), key, *model_state)
+    @wraps(model.losses)
+    def losses(params, batch, key, **extras):
+        out = model.losses(*_cast((params, batch), dtype), key, **_cast_teacher(extras, dtype))
         if not isinstance(out, TaskLosses):
             return out  # `evaluate` says what is wrong with it
         state = out.state
-        if state is not None and model_state:
-            state = jax.tree.map(lambda new, old: _cast(new, jnp.result_type(old)), state, *model_state)
+        if state is not None and extras.get("state") is not None:
+            state = jax.tree.map(lambda new, old: _cast(new, jnp.result_type(old)), state, extras["state"])
         return _cast(out._replace(state=None), accumulation_dtype(params))._replace(state=state)
 
     def rounded(function):
-        def wrapped(params, inputs, labels, *others):
-            values = function(*_cast((params, inputs, labels), dtype), *others)
+        @wraps(function)
+        def wrapped(params, inputs, labels, *key, **extras):
+            values = function(*_cast((params, inputs, labels), dtype), *key, **_cast_teacher(extras, dtype))
             return _cast(values, accumulation_dtype(params))
 
         return wrapped
@@ -112,28 +115,33 @@ def accumulate(model: TaskModel, num_parts: int, *, unroll: bool = False) -> Tas
         carry, outputs = jax.lax.scan(lambda c, part: body(c, *part), carry, parts, unroll=num_parts if unroll else 1)
         return carry, _join(outputs)
 
-    def losses(params, batch, key, model_state=None):
+    @wraps(model.losses)
+    def losses(params, batch, key, state=None, **extras):
+        bound = bind(model, **extras)
+
         def part(state, index, batch):
-            out = evaluate(model, params, state, batch, jax.random.fold_in(key, index))
+            out = evaluate(bound, params, state, batch, jax.random.fold_in(key, index))
             return jax.lax.stop_gradient(out.state), out._replace(state=None)
 
-        state, out = in_parts(part, model_state, batch)
+        state, out = in_parts(part, state, batch)
         return out._replace(state=state)
 
     def soft_label_loss(function):
-        def wrapped(params, batch, labels, key, *model_state):
+        @wraps(function)
+        def wrapped(params, batch, labels, key, **extras):
             def part(carry, index, batch, labels):
-                return carry, function(params, batch, labels, jax.random.fold_in(key, index), *model_state)
+                return carry, function(params, batch, labels, jax.random.fold_in(key, index), **extras)
 
             return in_parts(part, None, batch, labels)[1]
 
         return wrapped
 
     def feature_loss(function):
-        def wrapped(params, features, labels, *model_state):
+        @wraps(function)
+        def wrapped(params, features, labels, **extras):
             def part(carry, index, features, labels):
                 del index
-                return carry, function(params, features, labels, *model_state)
+                return carry, function(params, features, labels, **extras)
 
             return in_parts(part, None, features, labels)[1]
 
@@ -178,6 +186,11 @@ def _wrap(model: TaskModel, losses, soft_label_loss, feature_loss) -> TaskModel:
     return model._replace(
         losses=losses, soft_label_loss=own, feature_loss=model.feature_loss and feature_loss(model.feature_loss)
     )
+
+
+def _cast_teacher(extras, dtype):
+    """The extras with the averaged params cast as the params are; the model's state as it is."""
+    return {name: _cast(value, dtype) if name == "averaged" else value for name, value in extras.items()}
 
 
 def _cast(tree, dtype):

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from auxjax._internal.random_keys import check_key
-from auxjax.interface import Context, Method, TaskModel, TrainState
+from auxjax.interface import Context, Method, TaskModel, TrainState, bind, call
 from auxjax.methods.shared.evaluation import loss_shapes
+from auxjax.training.averaging import Average, check_average, start_average, update_average
 from auxjax.training.parallel import place_state, replicate, shard_batch
 
 # Streams of the per-step key. Each use of randomness has its own, so that adding one leaves the others as they were.
@@ -32,6 +33,7 @@ def make_step(
     outer_steps: int = 1,
     draw_inner: Callable[[Any, jax.Array], Any] | None = None,
     draw_outer: Callable[[Any, jax.Array], Any] | None = None,
+    average: Average | None = None,
     mesh: jax.sharding.Mesh | None = None,
     split_above: int | None = 2**20,
     axis_name: str | None = None,
@@ -58,8 +60,12 @@ def make_step(
         for every outer update; `inner_batch` is then the data, the same at every call. Without it, the leaves of
         `inner_batch` are the batch itself (`inner_steps=1`) or have a leading axis of `inner_steps`; outer updates
         go through them backwards, from the last on, and round again.
+        A draw that names them gets `step`, the number of inner updates done, and `run_key`, the key of the run, as
+        keywords: for epochs without replacement.
       draw_outer: the same for `outer_batch`. Without it, `outer_batch` is one batch for all outer updates of the call,
         or, with `outer_steps` above 1, has a leading axis of `outer_steps`.
+      average: keep a running mean of the params in `state.averaged`, updated after every inner update whatever the
+        method: to evaluate, and for losses that name `averaged` (a teacher). `auxjax.Average(decay=0.999)`.
       mesh: a device mesh with an axis "data"; batches are split over it inside the step, and the state lies on it. See
         `training.parallel`.
       split_above: entries from which on a leaf of the optimiser's or the method's state is split over the mesh, too;
@@ -86,7 +92,7 @@ def make_step(
     steps = {"inner_steps": inner_steps, "outer_steps": outer_steps}
     drawing = {"draw_inner": draw_inner, "draw_outer": draw_outer}
     placing = {"mesh": mesh, "split_above": split_above, "axis_name": axis_name}
-    updates = make_updates(model, method, optimizer, **steps, **drawing, **placing)
+    updates = make_updates(model, method, optimizer, **steps, **drawing, **placing, average=average)
     return updates.init, repeat_updates(updates, **steps, loop=loop, donate=donate)
 
 
@@ -113,14 +119,17 @@ def make_updates(
     outer_steps: int = 1,
     draw_inner=None,
     draw_outer=None,
+    average: Average | None = None,
     mesh=None,
     split_above: int | None = 2**20,
     axis_name: str | None = None,
 ) -> Updates:
     """The updates of `make_step`, with its arguments."""
     _check_options(model, method, optimizer, inner_steps, outer_steps)
+    check_average(average)
     context = Context(model, optax.with_extra_args_support(optimizer))
-    plan = _Plan(context, method, inner_steps, outer_steps, draw_inner, draw_outer, mesh, split_above, axis_name)
+    draws = (draw_inner, draw_outer)
+    plan = _Plan(context, method, inner_steps, outer_steps, *draws, average, mesh, split_above, axis_name)
     outer = None if method.outer is None else partial(_outer_update, plan)
     return Updates(partial(_init, plan), partial(_inner_update, plan), outer)
 
@@ -169,6 +178,7 @@ class _Plan(NamedTuple):
     outer_steps: int
     draw_inner: Callable | None
     draw_outer: Callable | None
+    average: Average | None
     mesh: jax.sharding.Mesh | None
     split_above: int | None
     axis_name: str | None
@@ -186,13 +196,33 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
     if plan.mesh is not None:
         params, model_state, key = replicate((params, model_state, key), plan.mesh)
     opt_state = plan.context.optimizer.init(params)
-    state = TrainState(jnp.zeros((), jnp.int32), key, params, opt_state, model_state)
+    averaged = () if plan.average is None else start_average(params)
+    state = TrainState(jnp.zeros((), jnp.int32), key, params, opt_state, model_state, averaged=averaged)
+    plan = _bound(plan, state)
     batch = _pick(plan, batch, 0, _draw_key(plan, key, _DRAW))
     loss_shapes(plan.context, state, batch, key)  # whatever the model returns is checked here, before any training
     method = plan.method.init(plan.context, state, batch, jax.random.fold_in(key, _INIT_METHOD))
     # Copies again: a donated state must not hold one array twice, as equal initial weights easily do.
     copies = jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), (state.opt_state, method))
     return _whole(plan, state._replace(opt_state=copies[0], method=copies[1]))
+
+
+def _bound(plan, state):
+    """The plan with what the model and the draws name of this state."""
+    draws = {"draw_inner": plan.draw_inner, "draw_outer": plan.draw_outer}
+    extras = {"step": state.step, "run_key": state.key}
+    given = {
+        name: draw and (lambda data, key, draw=draw: call(draw, data, key, **extras)) for name, draw in draws.items()
+    }
+    return plan._replace(context=plan.context._replace(model=_bound_model(plan.context.model, state)), **given)
+
+
+def _bound_model(model, state):
+    """The model with the averaged params, in the dtypes of the params and held fixed, and the step it names."""
+    averaged = None
+    if jax.tree.leaves(state.averaged):
+        averaged = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), state.averaged, state.params)
+    return bind(model, averaged=jax.lax.stop_gradient(averaged), step=state.step)
 
 
 def _own(leaf):
@@ -260,16 +290,20 @@ def _mean(plan, tree):
 
 
 def _inner_update(plan, state, inner_batch, index):
+    plan = _bound(plan, state)
     key = jax.random.fold_in(state.key, state.step)
     batch = _pick(plan, inner_batch, index, _draw_key(plan, key, _DRAW))
     key = jax.random.fold_in(key, _INNER)
     context, (batch,) = _on_replicas(plan, state, key, batch)
     state, metrics = plan.method.inner(context, state, batch, key)
     state = state._replace(step=state.step + jnp.int32(1))
+    if plan.average is not None:
+        state = state._replace(averaged=update_average(plan.average, state.averaged, state.params, state.step))
     return _whole(plan, state), metrics if plan.axis_name is None else _mean(plan, metrics)
 
 
 def _outer_update(plan, state, inner_batch, outer_batch, index):
+    plan = _bound(plan, state)
     key = jax.random.fold_in(state.key, state.step)
     if plan.outer_steps > 1:
         key = jax.random.fold_in(key, _OUTER + 1 + index)  # the step counter stands still between outer updates
@@ -307,7 +341,8 @@ def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, 
     check_key(key, "task_weights(key=)")
     if method.weights is None:
         raise ValueError("task_weights: this method weighs no tasks or examples (its `weights` is None).")
-    return method.weights(Context(model, optax.with_extra_args_support(optax.identity())), state, batch, key)
+    context = Context(_bound_model(model, state), optax.with_extra_args_support(optax.identity()))
+    return method.weights(context, state, batch, key)
 
 
 def _check_options(model, method, optimizer, inner_steps, outer_steps) -> None:

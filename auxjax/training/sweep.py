@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from auxjax.interface import TrainState
+from auxjax.training.averaging import Average
 from auxjax.training.parallel import shard_batch
 from auxjax.training.step import Updates, make_updates, repeat_updates
 
@@ -33,6 +34,7 @@ def make_sweep(
     draw_inner: Callable[[Any, jax.Array], Any] | None = None,
     draw_outer: Callable[[Any, jax.Array], Any] | None = None,
     batches: str = "shared",
+    average: Average | None = None,
     mesh: jax.sharding.Mesh | None = None,
     loop: str | None = None,
     donate: bool = True,
@@ -59,6 +61,7 @@ def make_sweep(
       draw_outer: the same for `outer_batch`.
       batches: "shared": all runs get the same batches, or draw from the same data. "stacked": every leaf of the batches
         has a leading axis of runs (before that of `inner_steps`, if there is one).
+      average: as for `make_step`.
       mesh: a device mesh with an axis "data", over which the runs are split; batches are taken to each device whole, or
         with their runs. Put them there once: `parallel.replicate`, or `parallel.shard_batch` for stacked ones.
       loop: as for `make_step`.
@@ -81,7 +84,7 @@ def make_sweep(
     data = 0 if batches == "stacked" else None
 
     def updates_of(point) -> Updates:
-        return make_updates(*make(point), **steps, draw_inner=draw_inner, draw_outer=draw_outer)
+        return make_updates(*make(point), **steps, draw_inner=draw_inner, draw_outer=draw_outer, average=average)
 
     def over_runs(function, *axes):
         mapped = jax.vmap(function, axes)

@@ -31,10 +31,10 @@ def make_network(kind: str, num_classes: int, sub_classes: int, channels: tuple[
 def task_model(network, manual: str, sub_classes: int, gamma: float) -> TaskModel:
     """The `TaskModel` of the network, with one manual task and an auxiliary head for any labels."""
 
-    def losses(params, batch, key, model_state=None):
+    def losses(params, batch, key, state=None):
         del key
         out, new_state = image_classification.forward(
-            network, params, model_state, image_classification.to_float(batch["image"])
+            network, params, state, image_classification.to_float(batch["image"])
         )
         primary = focal_losses(out.heads[PRIMARY], gamma=gamma)
         auxiliary = focal_losses(out.heads[HEAD], gamma=gamma)
@@ -45,8 +45,8 @@ def task_model(network, manual: str, sub_classes: int, gamma: float) -> TaskMode
         values = {PRIMARY: _at(primary, batch["label"]), manual: _at(auxiliary, labels)}
         return TaskLosses(values, features=out.features, state=new_state, label_losses=auxiliary)
 
-    def feature_loss(params, features, labels, model_state=None):
-        del model_state
+    def feature_loss(params, features, labels, state=None):
+        del state
         logits = head_on(params, HEAD, features)
         if labels.shape != logits.shape:
             raise ValueError(

@@ -77,13 +77,13 @@ def transformed(model: TaskModel, settings) -> TaskModel:
 def task_model(network, auxiliary: tuple[str, ...]) -> TaskModel:
     """The `TaskModel` of a network with the heads above; BatchNorm statistics are its model state, if it has any."""
 
-    def losses(params, batch, key, model_state=None):
+    def losses(params, batch, key, state=None):
         images = to_float(batch["image"])
         count = images.shape[0]
         if "rotation" in auxiliary:
             turned, turns = rotation_batch(key, images)
             images = jnp.concatenate([images, turned])
-        out, new_state = forward(network, params, model_state, images)
+        out, new_state = forward(network, params, state, images)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         upright = out.features[:count]
         values = {PRIMARY: cross_entropy(out.heads[PRIMARY][:count], batch["label"])}

@@ -50,13 +50,13 @@ def name(request):
 def with_state(model):
     """The model with a counter and a running mean as model state."""
 
-    def losses(params, batch, key, model_state):
+    def losses(params, batch, key, state):
         out = model.losses(params, batch, key)
-        mean = 0.9 * model_state["mean"] + 0.1 * jnp.mean(batch["x"]["primary"] @ params["w"])
-        return out._replace(state={"mean": mean, "count": model_state["count"] + jnp.int32(1)})
+        mean = 0.9 * state["mean"] + 0.1 * jnp.mean(batch["x"]["primary"] @ params["w"])
+        return out._replace(state={"mean": mean, "count": state["count"] + jnp.int32(1)})
 
-    def feature_loss(params, features, labels, model_state):
-        del model_state
+    def feature_loss(params, features, labels, state):
+        del state
         return model.feature_loss(params, features, labels)
 
     return model._replace(losses=losses, feature_loss=feature_loss)

@@ -364,12 +364,12 @@ def test_unlabelled_examples_generate_nothing_and_may_be_nan(partner, case):
 def with_state(model):
     """The model with a counter, and a factor of the generated head's loss, as model state."""
 
-    def losses(params, batch, key, model_state):
+    def losses(params, batch, key, state):
         out = model.losses(params, batch, key)
-        return out._replace(state={**model_state, "count": model_state["count"] + jnp.int32(1)})
+        return out._replace(state={**state, "count": state["count"] + jnp.int32(1)})
 
-    def feature_loss(params, features, labels, model_state):
-        return model_state["factor"] * model.feature_loss(params, features, labels)
+    def feature_loss(params, features, labels, state):
+        return state["factor"] * model.feature_loss(params, features, labels)
 
     return model._replace(losses=losses, feature_loss=feature_loss)
 

@@ -48,9 +48,9 @@ def test_an_array_that_is_passed_twice_counts_once():
 
 
 def test_model_state_and_what_is_no_array_are_counted():
-    def losses(params, batch, key, model_state):
+    def losses(params, batch, key, state):
         del key
-        return auxjax.TaskLosses({"y": (params["w"] * batch["x"]) ** 2 * batch["scale"]}, state=model_state)
+        return auxjax.TaskLosses({"y": (params["w"] * batch["x"]) ** 2 * batch["scale"]}, state=state)
 
     init, step = auxjax.make_step(auxjax.TaskModel(losses, "y"), auxjax.methods.get("stl"), optax.sgd(0.1))
     batch = {"x": np.ones(4), "scale": 2.0, "key": KEY}

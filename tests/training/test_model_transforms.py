@@ -134,10 +134,10 @@ def test_an_own_loss_of_soft_labels_is_computed_in_parts_as_well(ordinary_promot
 def test_parts_have_keys_of_their_own_and_pass_the_model_state_on():
     """Part i has the rows i, i + 2, ..., the key fold_in(key, i), and the state that part i - 1 left."""
 
-    def losses(params, batch, key, model_state):
+    def losses(params, batch, key, state):
         noise = jax.random.normal(key, batch["x"].shape)
-        state = {"sum": model_state["sum"] + jnp.sum(batch["x"]), "count": model_state["count"] + jnp.int32(1)}
-        return auxjax.TaskLosses({"primary": params * batch["x"] + noise + model_state["sum"]}, state=state)
+        state = {"sum": state["sum"] + jnp.sum(batch["x"]), "count": state["count"] + jnp.int32(1)}
+        return auxjax.TaskLosses({"primary": params * batch["x"] + noise + state["sum"]}, state=state)
 
     batch = {"x": jnp.arange(6.0), "scale": jnp.array(2.0), "key": jax.random.key(9), "keys": jax.random.split(KEY, 6)}
     start = {"sum": jnp.array(0.5), "count": jnp.array(3, jnp.int32)}
@@ -153,9 +153,9 @@ def test_parts_have_keys_of_their_own_and_pass_the_model_state_on():
 
 
 def test_no_derivative_passes_from_part_to_part():
-    def losses(params, batch, key, model_state):
+    def losses(params, batch, key, state):
         del key
-        return auxjax.TaskLosses({"primary": params * batch + model_state}, state=params * jnp.sum(batch))
+        return auxjax.TaskLosses({"primary": params * batch + state}, state=params * jnp.sum(batch))
 
     model = accumulate(auxjax.TaskModel(losses, "primary"), 2)
 
@@ -170,10 +170,10 @@ CONVNET = ConvNet(heads={"primary": 3, "other": 2}, channels=(8, 16), norm="batc
 
 
 def convnet_model():
-    def losses(params, batch, key, model_state):
+    def losses(params, batch, key, state):
         del key
         images = batch["x"].astype(jax.tree.leaves(params)[0].dtype)
-        out, state = CONVNET.apply({"params": params, **model_state}, images, train=True, mutable=["batch_stats"])
+        out, state = CONVNET.apply({"params": params, **state}, images, train=True, mutable=["batch_stats"])
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         values = {task: cross_entropy(logits, batch[task]) for task, logits in out.heads.items()}
         return auxjax.TaskLosses(values, features=out.features, state=state)
@@ -197,10 +197,10 @@ def test_half_precision_is_close_and_everything_outside_is_float32(single_precis
     batch, params, model_state = convnet_problem()
     seen = []
 
-    def watched(params, batch, key, model_state):
-        out = convnet_model().losses(params, batch, key, model_state)
+    def watched(params, batch, key, state):
+        out = convnet_model().losses(params, batch, key, state)
         seen.append({leaf.dtype.name for leaf in jax.tree.leaves((params, batch["x"], out.values, out.features))})
-        assert {leaf.dtype.name for leaf in jax.tree.leaves(model_state)} == {"float32"}
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32"}
         return out
 
     def products(model):

@@ -185,10 +185,10 @@ def test_users_arrays_survive_donation():
 def test_batch_statistics_are_moved_by_inner_steps_and_not_by_outer_steps():
     """A model state that counts how often it was updated."""
 
-    def losses(params, batch, key, model_state):
+    def losses(params, batch, key, state):
         del key
         values = {task: (batch * params["w"] - index) ** 2 for index, task in enumerate(("primary", "other"))}
-        return auxjax.TaskLosses(values, features=batch[:, None], state={"count": model_state["count"] + 1.0})
+        return auxjax.TaskLosses(values, features=batch[:, None], state={"count": state["count"] + 1.0})
 
     model = auxjax.TaskModel(losses, primary="primary")
     for name, options in METHODS.items():

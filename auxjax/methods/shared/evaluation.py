@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from auxjax.formulas.losses import masked_means
 from auxjax.formulas.partition import mask_by_path
-from auxjax.interface import Context, TaskLosses, TaskModel, TrainState
+from auxjax.interface import Context, TaskLosses, TaskModel, TrainState, call, takes
 
 
 def evaluate(model: TaskModel, params, model_state, batch, key) -> TaskLosses:
@@ -17,7 +17,7 @@ def evaluate(model: TaskModel, params, model_state, batch, key) -> TaskLosses:
     Args:
       model: a `TaskModel`.
       params: inner variables.
-      model_state: the model's state, passed on as a fourth argument unless it is `None`.
+      model_state: the model's state, for a loss function that names `state`; `None` in a run without.
       batch: any pytree.
       key: typed PRNG key.
 
@@ -26,11 +26,15 @@ def evaluate(model: TaskModel, params, model_state, batch, key) -> TaskLosses:
 
     Raises:
       TypeError: not a `TaskLosses`.
-      ValueError: no primary task, a loss that is not one number per example, masks that do not fit. (Features are
-        checked by the methods that look at them.)
+      ValueError: model state that the loss function does not take, no primary task, a loss that is not one number per
+        example, masks that do not fit. (Features are checked by the methods that look at them.)
     """
-    arguments = (params, batch, key) if model_state is None else (params, batch, key, model_state)
-    out = model.losses(*arguments)
+    if model_state is not None and not takes(model.losses, "state"):
+        raise ValueError(
+            "The run has model state, and TaskModel.losses does not take it. Add an argument of the name `state`, as "
+            "in losses(params, batch, key, *, state), and return the new one with TaskLosses(state=)."
+        )
+    out = call(model.losses, params, batch, key, state=model_state)
     _check_losses(out, model.primary)
     return out if out.state is not None else out._replace(state=model_state)
 

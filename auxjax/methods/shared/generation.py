@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas import soft_labels
 from auxjax.formulas.losses import masked_mean
-from auxjax.interface import TaskLosses, TaskModel
+from auxjax.interface import TaskLosses, TaskModel, call
 from auxjax.methods.shared import descent, evaluation
 
 
@@ -177,5 +177,4 @@ def primary_labels(method: str, labels: Callable, batch) -> jax.Array:
 def _label_losses(model: TaskModel, out, params, model_state, batch, key, labels) -> jax.Array:
     if out.label_losses is not None:
         return jnp.sum(labels * out.label_losses, axis=-1)
-    arguments = (params, batch, labels, key) if model_state is None else (params, batch, labels, key, model_state)
-    return model.soft_label_loss(*arguments)
+    return call(model.soft_label_loss, params, batch, labels, key, state=model_state)

@@ -200,9 +200,9 @@ def test_losses_in_half_precision_in_parts_are_those_of_the_whole_in_float32():
     model = image_classification.task_model(network, ("decoy",))
     seen = []
 
-    def watched(params, batch, key, model_state):
+    def watched(params, batch, key, state):
         seen.append(jax.tree.leaves(params)[0].dtype)
-        return model.losses(params, batch, key, model_state)
+        return model.losses(params, batch, key, state)
 
     large = image_classification.transformed(model._replace(losses=watched), Large("bfloat16", 2, True))
     found = jax.jit(large.losses)(params, batch, jax.random.key(1), model_state)
