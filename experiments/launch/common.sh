@@ -20,7 +20,7 @@ needed() { # needed VALUE WHAT
 
 whole_number() { # whole_number VALUE SETTING
   case $1 in
-    "" | 0 | *[!0-9]*) fail "$2 is '$1': wanted a whole number of at least 1" ;;
+    "" | 0 | *[!0-9]*) fail "$2 is '$1': expected a whole number of at least 1" ;;
   esac
 }
 
@@ -56,7 +56,7 @@ environment=(env)
 add_environment() { # add_environment NAME=VALUE
   case $1 in
     [A-Za-z_]*=*) environment+=("$1") ;;
-    *) fail "--env is '$1': wanted NAME=VALUE" ;;
+    *) fail "--env is '$1': expected NAME=VALUE" ;;
   esac
 }
 

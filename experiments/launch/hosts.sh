@@ -28,7 +28,7 @@ set -euo pipefail
 case ${1:-} in
   run | log | stop) subcommand=$1; shift ;;
   -h | --help) show_help "$0"; exit 0 ;;
-  *) fail "'${1:-}' is no subcommand: wanted run, log or stop; --help tells more" ;;
+  *) fail "'${1:-}' is not a subcommand: expected run, log or stop; --help tells more" ;;
 esac
 
 hosts=${HOSTS:-} folder=${HOSTS_FOLDER:-auxjax} python=.venv/bin/python coordinator="" port=8476

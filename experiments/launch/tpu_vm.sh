@@ -46,7 +46,7 @@ FOLDER=auxjax # of the repository on the hosts, in the home folder
 case ${1:-} in
   create | setup | run | log | stop | fetch | ssh | delete) subcommand=$1; shift ;;
   -h | --help) show_help "$0"; exit 0 ;;
-  *) fail "'${1:-}' is no subcommand: wanted create, setup, run, log, stop, fetch, ssh or delete; --help tells more" ;;
+  *) fail "'${1:-}' is not a subcommand: expected create, setup, run, log, stop, fetch, ssh or delete; --help tells more" ;;
 esac
 
 name=${TPU_NAME:-} zone=${TPU_ZONE:-} project=${TPU_PROJECT:-}
