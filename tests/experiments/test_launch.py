@@ -112,7 +112,7 @@ def test_help_names_every_setting(script):
 
 REFUSED = {
     "no subcommand": (["tpu_vm.sh"], "'' is not a subcommand: expected create"),
-    "unknown subcommand": (["tpu_vm.sh", "make"], "'make' is no subcommand"),
+    "unknown subcommand": (["tpu_vm.sh", "make"], "'make' is not a subcommand"),
     "no name": (["tpu_vm.sh", "log", "--zone", "z"], "--name NAME or TPU_NAME"),
     "no zone": (["tpu_vm.sh", "log", "--name", "n"], "--zone ZONE or TPU_ZONE"),
     "no value": (["tpu_vm.sh", "log", "--name"], "--name needs a value"),
