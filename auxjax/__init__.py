@@ -4,6 +4,9 @@ A model has one primary task that counts and auxiliary tasks that may help it or
 task and of each example to use. What users need is here; everything else is in the modules that these names come from.
 """
 
+import importlib
+import sys
+
 from auxjax import methods as methods
 from auxjax.formulas import soft_labels as soft_labels
 from auxjax.formulas.langevin import add_langevin_noise as add_langevin_noise
@@ -50,3 +53,20 @@ from auxjax.training.model_transforms import remat as remat
 from auxjax.training.step import make_step as make_step
 from auxjax.training.step import task_weights as task_weights
 from auxjax.version import __version__ as __version__
+
+# Modules of version 0.1 that have moved into `formulas`: their old names work until 1.0.
+for _name in (
+    "bargaining",
+    "joint_generator",
+    "langevin",
+    "loss_combiners",
+    "losses",
+    "partition",
+    "policy_gradient",
+    "score_matching",
+    "simplex",
+    "soft_labels",
+    "task_gradients",
+):
+    sys.modules[f"{__name__}.{_name}"] = importlib.import_module(f"{__name__}.formulas.{_name}")
+del _name

@@ -1,9 +1,12 @@
 """The package as a whole: what importing it costs, and what its public names are."""
 
+import importlib
 import json
 import pathlib
 import subprocess
 import sys
+
+import pytest
 
 import auxjax
 
@@ -38,3 +41,9 @@ def test_wheel_metadata_comes_from_the_requirements_file():
     for package in ("jax", "flax", "optax", "jaxopt", "tensorflow-datasets", "chex", "orbax-checkpoint"):
         assert any(line.startswith(f"{package}>=") for line in requirements), package
     assert "install_requires = file: requirements.txt" in (ROOT / "setup.cfg").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "auxjax/formulas").glob("[a-z]*.py")))
+def test_formulas_keep_their_old_names(name):
+    old, new = (importlib.import_module(f"auxjax.{place}{name}") for place in ("", "formulas."))
+    assert old is new
