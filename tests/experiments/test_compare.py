@@ -205,9 +205,9 @@ def test_a_damaged_log_or_result_is_named(copied, capsys):
         (["--set", "noise=2"], "rate must be a share in [0, 1]"),
     ],
 )
-def test_bad_input_trains_nothing(tmp_path, capsys, arguments, wanted):
+def test_bad_input_trains_nothing(tmp_path, capsys, arguments, expected):
     command = ["digits_noise", "--methods", "stl", *tiny(), *arguments, "--out", tmp_path / "out"]
-    assert wanted in refused(capsys, "compare", *command)
+    assert expected in refused(capsys, "compare", *command)
     assert not (tmp_path / "out").exists()
 
 

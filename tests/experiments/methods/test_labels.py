@@ -64,10 +64,10 @@ def test_labels_are_folders_with_plain_names():
         ("fixed_weights:weights=1", "weights is no number or word"),
     ],
 )
-def test_what_is_no_label_is_refused(text, wanted):
+def test_what_is_no_label_is_refused(text, expected):
     with pytest.raises(ValueError) as error:
         parse(text)
-    assert wanted in str(error.value)
+    assert expected in str(error.value)
 
 
 def test_options_of_the_label_come_before_those_of_the_config():
