@@ -1,8 +1,3 @@
-# make demo   train four methods on real digits with 40 % wrong labels, three seeds, and show the comparison
-# make test   the tests (half an hour on two cores, nearly all compilation); make test-slow adds the long ones
-# make lint   ruff, check and format
-# make benchmarks   hypergradients beside other libraries (hours; those that cannot be installed are reported)
-# make endurance   kills training runs 100 times at random moments; all must end as if nothing had happened (ten minutes)
 # Every target makes what it needs in .venv first. Another interpreter: make PYTHON=python3.12 demo
 PYTHON ?= python3
 VENV := .venv
@@ -14,9 +9,11 @@ STAMP := $(VENV)/.installed
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: demo test test-slow lint format wheel benchmarks check-peers endurance clean help
-help:
-	@sed -n 's/^# //p' Makefile | head -n 6
+.PHONY: demo check test test-all test-slow lint format wheel benchmarks check-peers endurance clean help
+.DEFAULT_GOAL := help
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+	@sed -n '1s/^# //p' Makefile
 
 $(STAMP): requirements.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -26,24 +23,29 @@ $(STAMP): requirements.txt setup.cfg pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[experiments,test]'
 	@touch $@
 
-demo: $(STAMP)
+demo: $(STAMP)  ## train five models on real digits with 40 % wrong labels, three seeds, and compare them (minutes)
 	@$(BIN)/python -m experiments.compare digits_noise --methods stl,stl+dev,equal,arml,jtds --seeds 0,1,2 --out $(OUT)
 
-test: $(STAMP)
+check: lint  ## before every commit: lint, and each method's shortest test (minutes, nearly all compilation)
+	$(BIN)/python -m pytest -n 2 -m 'check and not slow' -q
+
+test: $(STAMP)  ## the tests except the slow ones (half an hour on two cores, nearly all compilation)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' -q
 
-test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+test-all: $(STAMP)  ## all tests, slow ones too, and what of auxjax/ they cover
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q --cov=auxjax --cov-branch --cov-report=term
 
-lint: $(STAMP)
+test-slow: test-all
+
+lint: $(STAMP)  ## ruff, check and format
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-format: $(STAMP)
+format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-wheel: $(STAMP)
+wheel: $(STAMP)  ## build the wheel in dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 # The peers live in an environment of their own. One that does not install is left out, and the benchmark says so.
@@ -54,14 +56,14 @@ $(PEERS)/.installed: benchmarks/hypergradients/peers/requirements.txt requiremen
 	  $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check "$$peer" || echo "$$peer is left out"; done
 	@touch $@
 
-benchmarks: $(PEERS)/.installed
+benchmarks: $(PEERS)/.installed  ## hypergradients beside other libraries (hours; those that do not install are reported)
 	$(PEERS)/bin/python -m benchmarks.hypergradients --out out/hypergradients
 
-check-peers: $(PEERS)/.installed
+check-peers: $(PEERS)/.installed  ## the peers' losses and gradients are ours
 	$(PEERS)/bin/python -m benchmarks.hypergradients.peers.check
 
-endurance: $(STAMP)
+endurance: $(STAMP)  ## kill training runs 100 times at random moments; all must end as if nothing had happened (ten minutes)
 	$(BIN)/python -m benchmarks.studies.endurance --out out/endurance.json
 
-clean:
+clean:  ## remove environments, caches and builds
 	rm -rf $(VENV) $(PEERS) .cache build dist *.egg-info

@@ -18,7 +18,10 @@ from experiments.runtime import interruption, processes
 def parser(program: str, doc: str) -> argparse.ArgumentParser:
     """A parser with the arguments every training command has; the module's docstring and the configs are its help."""
     found = bare_parser(program, f"{doc}\n{choices_help()}")
-    found.add_argument("config", metavar="CONFIG", help=f"one of {', '.join(configs.names())}; see below")
+    known = ", ".join(configs.names())
+    found.add_argument(
+        "config", metavar="CONFIG", help=f"one of {known} (see below), or a file of your own, path/to/my_setting.py"
+    )
     found.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path, help="folder of the results")
     found.add_argument("--data-dir", metavar="D", help="where the data set lies, for configs that read one from disk")
     found.add_argument(

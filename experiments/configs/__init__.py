@@ -1,13 +1,20 @@
 """Configs, one file per setting of a paper or a demonstration. The docstring gives command, time and expected result.
 
 A config module has `Settings` (a frozen dataclass of plain values), `load(settings, seed, data_dir) -> Splits`,
-`method_options(settings, shapes) -> {method: options}` and `build(settings, method, shapes) -> Experiment`.
+`method_options(settings, shapes) -> {method: options}` and `build(settings, method, shapes) -> Experiment`. One that
+lies elsewhere is named by its path, `path/to/my_setting.py`: nothing is registered (docs/new_setting.md).
 """
 
 import dataclasses
 import difflib
+import functools
 import importlib
+import importlib.util
+import pathlib
 import pkgutil
+import sys
+
+PARTS = ("Settings", "load", "method_options", "build")
 
 
 def names() -> list[str]:
@@ -16,16 +23,49 @@ def names() -> list[str]:
 
 
 def get(name: str):
-    """The module of a config.
+    """The module of a config: one of `names()`, or a file with the ending .py.
 
     Raises:
-      ValueError: an unknown name; the message lists the nearest ones.
+      ValueError: an unknown name (the message lists the nearest ones), or a file that is not a config.
     """
+    if name.endswith(".py"):
+        return _from_file(pathlib.Path(name).expanduser().resolve())
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"There is no config {name!r}.{hint} Known configs: {', '.join(names())}.")
+        raise ValueError(
+            f"There is no config {name!r}.{hint} Known configs: {', '.join(names())}. "
+            "A setting of your own is named by its path, with the ending .py."
+        )
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def label_of(name: str) -> str:
+    """What run.json calls a config: its name, or the name of its file, wherever that lies."""
+    return pathlib.Path(name).name if name.endswith(".py") else name
+
+
+@functools.cache
+def _from_file(path: pathlib.Path):
+    """The module in a file, which may import its neighbours, as a program may."""
+    if not path.is_file():
+        raise ValueError(f"There is no config file {path}.")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[spec.name]
+        raise ValueError(f"The config file {path} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+    if missing := [part for part in PARTS if not hasattr(module, part)]:
+        raise ValueError(f"The config file {path} lacks {', '.join(missing)}; a config has {', '.join(PARTS)}.")
+    if not dataclasses.is_dataclass(module.Settings):
+        raise ValueError(f"{path}: expected Settings to be a frozen dataclass, got {module.Settings!r}.")
+    return module
 
 
 def override(settings, assignments: list[str]):

@@ -6,24 +6,30 @@
     selected_validation_<metric>   there, on validation
     corrupted_auroc                how well the weights tell wrong training labels
 
-A metric is of the primary task, and more of it is better. `metric` in run.json is the one a run selects by.
+A metric is of the primary task. `metric` in run.json is the one a run selects by: the step, or the point of a sweep,
+with most of it, or with least where less is better.
 """
 
 from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """How a metric is shown: its name in words, the unit behind it, a factor, and the decimals of a table."""
+    """How a metric is shown: its name in words, the unit behind it, a factor, and the decimals of a table; and whether
+    less of it is better."""
 
     label: str
     unit: str
     scale: float
     digits: int
+    less_is_better: bool = False
 
 
 METRICS = {
     "accuracy": Metric("accuracy", "%", 100.0, 1),
     "auroc": Metric("AUROC", "", 1.0, 3),
+    "rmse": Metric("RMSE", "", 1.0, 3, less_is_better=True),
+    "mae": Metric("MAE", "", 1.0, 3, less_is_better=True),
+    "log_loss": Metric("log loss", "nats", 1.0, 3, less_is_better=True),
 }
 _FORMS = {
     "selected_test_": "{} at best validation",
@@ -38,6 +44,13 @@ def metric_of(name: str) -> Metric:
     """How a number of a result, or a metric, is shown; any other number as it is."""
     found = [metric for key, metric in METRICS.items() if name == key or name.endswith(f"_{key}")]
     return found[0] if found else Metric(name.replace("_", " "), "", 1.0, 4)
+
+
+def goodness(name: str, value: float) -> float:
+    """A metric's value as a number of which more is better; not a number is worse than any."""
+    if value != value:
+        return -float("inf")
+    return -value if metric_of(name).less_is_better else value
 
 
 def heading(name: str) -> str:

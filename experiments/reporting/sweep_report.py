@@ -86,7 +86,7 @@ def choose(sweep, groups: dict[str, list], metric: str) -> dict[str, dict]:
         return mean_and_interval([run.result[f"{name}_{metric}"] for run in runs[place]])
 
     for where, (judge, told) in STEPS.items():
-        best = max(whole, key=lambda place: over_seeds(place, judge)[0])
+        best = max(whole, key=lambda place: metrics.goodness(metric, over_seeds(place, judge)[0]))
         numbers = {}
         for name in (judge, told):
             mean, half = over_seeds(best, name)

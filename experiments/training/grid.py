@@ -146,7 +146,7 @@ def describe(sweep: Sweep) -> dict:
     """What makes two sweeps the same, as plain values in the fields that a run has, too."""
     over = {over.name: list(over.values) for over in sweep.over}
     settings = dataclasses.asdict(sweep.settings) | {"over": over, "seeds": list(sweep.seeds)}
-    return {"config": sweep.config, "method": sweep.method, "settings": settings}
+    return {"config": configs.label_of(sweep.config), "method": sweep.method, "settings": settings}
 
 
 def build(sweep: Sweep, point, shapes):

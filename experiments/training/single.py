@@ -22,7 +22,8 @@ from auxjax.training.memory import MemoryEstimate, estimate_memory
 from auxjax.training.parallel import on_all, state_shardings
 from experiments import configs
 from experiments.contract import on_device, visible
-from experiments.data.splits import check_splits, input_of, merge
+from experiments.data.splits import INPUTS, check_splits, input_of, merge
+from experiments.evaluation.metrics import goodness
 from experiments.evaluation.statistics import auroc
 from experiments.inputs import feeds
 from experiments.inputs.batches import take
@@ -78,7 +79,12 @@ def check_seed(seed: int) -> None:
 
 def describe(config: str, settings, method: str, seed: int) -> dict:
     """What makes two runs the same, as plain values."""
-    return {"config": config, "method": method, "seed": seed, "settings": dataclasses.asdict(settings)}
+    return {
+        "config": configs.label_of(config),
+        "method": method,
+        "seed": seed,
+        "settings": dataclasses.asdict(settings),
+    }
 
 
 @functools.lru_cache(maxsize=32)
@@ -255,8 +261,9 @@ def crc32(splits) -> int:
     """A number that changes with any input, label or split: a run must go on with the data it began with."""
     found = 0
     for split in (splits.train, splits.dev, splits.validation, splits.test):
-        further = [split[name] for name in ("auxiliary", "labelled", "sub_label") if name in split]
-        for array in (input_of(split), split["label"], split["example_id"], *further):
+        first = ("label", "example_id")
+        others = sorted(set(split) - {*first, "true_label", "corrupted"} - set(INPUTS))
+        for array in (input_of(split), *(split[name] for name in (*first, *others))):
             found = zlib.crc32(np.ascontiguousarray(array), found)
     return found
 
@@ -286,7 +293,8 @@ def _log(directory, experiment, splits, carried, note, at, metrics) -> None:
     """Writes one line of metrics, with those on validation; keeps the params that did best there."""
     state = carried["state"]
     found = experiment.evaluate(*processes.here((state.params, state.model_state)), splits.validation)
-    if not note["best"] or found[experiment.metric] > note["best"][experiment.metric]:
+    good = partial(goodness, experiment.metric)
+    if not note["best"] or good(found[experiment.metric]) > good(note["best"][experiment.metric]):
         note.update(best=found, best_step=at)
         carried["best"] = _copy((state.params, state.model_state))
     judged = {f"validation_{name}": value for name, value in found.items()}

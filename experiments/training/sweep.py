@@ -29,6 +29,7 @@ from auxjax.training.sweep import make_sweep, run_of
 from experiments import configs
 from experiments.contract import Experiment, on_device
 from experiments.data.splits import check_splits, input_of, merge
+from experiments.evaluation.metrics import goodness
 from experiments.evaluation.statistics import auroc
 from experiments.methods import labels
 from experiments.runtime import interruption, records
@@ -285,7 +286,8 @@ def _log(directory, experiment, sweep, splits, carried, note, at, metrics) -> No
             continue
         found = experiment.evaluate(*run_of(new, index), splits[index].validation)
         best = note["best"][index]
-        if best is None or found[experiment.metric] > best[experiment.metric]:
+        good = partial(goodness, experiment.metric)
+        if best is None or good(found[experiment.metric]) > good(best[experiment.metric]):
             note["best"][index], note["best_step"][index], improved[index] = found, at, True
         note["last"][index] = found
         judged = {f"validation_{name}": value for name, value in found.items()}

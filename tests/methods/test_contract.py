@@ -74,6 +74,7 @@ def train(name, model, problem, dev, steps, *, params=None, model_state=None, st
     return state, metrics
 
 
+@pytest.mark.check
 def test_metrics_have_the_common_names_and_are_finite(name, ordinary_promotion):
     problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
     model = linear_model()
@@ -181,6 +182,7 @@ def test_losses_below_zero_do_not_stop_it(name, ordinary_promotion):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state.params, metrics)))
 
 
+@pytest.mark.check
 def test_the_first_state_checks_the_model(name):
     """A model without the primary task is refused before any training."""
     problem = LinearTasks.make(0, num_tasks=3)

@@ -8,6 +8,7 @@ import pytest
 from auxjax import cg, dense, identity, neumann
 from tests.helpers.linear_systems import spd
 
+pytestmark = pytest.mark.check
 SOLVERS = {"neumann": neumann(40), "by_hand": neumann(40, 0.2), "cg": cg(), "dense": dense(), "identity": identity()}
 
 

@@ -1,6 +1,10 @@
 """Names of numbers, as tables and plots show them."""
 
-from experiments.evaluation.metrics import METRICS, axis, columns, heading, metric_of
+from functools import partial
+
+import pytest
+
+from experiments.evaluation.metrics import METRICS, axis, columns, goodness, heading, metric_of
 
 
 def test_headings_and_axes():
@@ -25,3 +29,8 @@ def test_the_metric_that_selects_comes_first():
     assert columns(names, ["accuracy", "auroc"]) == [*wanted[2:4], *wanted[:2], wanted[4]]
     assert columns({"step", "test_accuracy"}, ["accuracy"]) == ["test_accuracy"]
     assert columns({"step"}, []) == []
+
+
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", 0.9), ("rmse", 0.1), ("log_loss", 0.1)])
+def test_the_best_is_the_largest_or_the_smallest_as_the_metric_has_it(metric, best):
+    assert max([0.5, 0.1, float("nan"), 0.9], key=partial(goodness, metric)) == best
