@@ -42,7 +42,8 @@ def test_the_example_on_ones_own_model_is_about_forty_lines():
 def library_with_new_method(tmp_path):
     """A copy of the library and of the tests that all methods share, with what docs/new_method.md adds to them."""
     shutil.copytree(ROOT / "auxjax", tmp_path / "auxjax", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "tests/methods").mkdir(parents=True)
+    for folder in ("tests/methods", "tests/helpers"):
+        (tmp_path / folder).mkdir(parents=True)
     shared = (
         "pyproject.toml",
         "tests/conftest.py",

@@ -2,11 +2,9 @@
 
     auxjax.methods.get("jtds", outer_optimizer=optax.adam(1e-2))
 
-A method is a function of its options in a file of its own name. One line here makes it known.
+A method is a function of its options in a file of its own name, where it registers itself (`register`) with what
+`info` tells of it. One line here imports it.
 """
-
-import difflib
-import inspect
 
 from auxjax.interface import Context as Context
 from auxjax.interface import Method as Method
@@ -31,46 +29,14 @@ from auxjax.methods._n_jtds import n_jtds as n_jtds
 from auxjax.methods._ol_aux import ol_aux as ol_aux
 from auxjax.methods._random_labels import random_labels as random_labels
 from auxjax.methods._random_weights import random_weights as random_weights
+from auxjax.methods._registry import MethodInfo as MethodInfo
+from auxjax.methods._registry import get as get
+from auxjax.methods._registry import info as info
+from auxjax.methods._registry import names as names
+from auxjax.methods._registry import register as register
 from auxjax.methods._rl_aux import rl_aux as rl_aux
 from auxjax.methods._stl import stl as stl
 from auxjax.methods._uncertainty import uncertainty as uncertainty
 from auxjax.methods._wamal import wamal as wamal
 from auxjax.methods.shared.generation import Generator as Generator
 from auxjax.methods.shared.policy import Policy as Policy
-
-# What is a function here and has the name of its file is a method.
-_METHODS = {
-    name: value
-    for name, value in sorted(globals().items())
-    if inspect.isfunction(value) and value.__module__ == f"{__name__}._{name}"
-}
-
-
-def names() -> list[str]:
-    """The names `get` knows."""
-    return list(_METHODS)
-
-
-def get(name: str, **options) -> Method:
-    """Makes a method by name.
-
-    Args:
-      name: one of `names()`.
-      **options: keyword arguments of the method of that name, e.g. `auxjax.methods.arml`.
-
-    Raises:
-      ValueError: an unknown name or option, or one that is needed and missing; the message lists what there is.
-    """
-    if name not in _METHODS:
-        near = difflib.get_close_matches(str(name), _METHODS, n=3, cutoff=0.4)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"There is no method {name!r}.{hint} Known methods: {', '.join(_METHODS)}.")
-    method = _METHODS[name]
-    known = inspect.signature(method).parameters
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"{name} has no option {unknown[0]!r}. Its options: {', '.join(known) or 'none'}.")
-    missing = [option for option, about in known.items() if about.default is about.empty and option not in options]
-    if missing:
-        raise ValueError(f"{name} needs the option {missing[0]!r}; see help(auxjax.methods.{name}).")
-    return method(**options)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 
 
@@ -31,6 +32,7 @@ class AdalossState(NamedTuple):
     counts: jax.Array
 
 
+@register("statistics of losses", needs={"auxiliary"})
 def adaloss(
     *, form: str = "normalised", decay: float = 0.99, shift: float | dict[str, float] = 0.0, epsilon: float = 1e-6
 ) -> Method:

@@ -26,6 +26,7 @@ from auxjax.formulas.langevin import langevin_step
 from auxjax.formulas.score_matching import score_matching_value_and_gradient
 from auxjax.formulas.simplex import project_simplex, shift_and_clamp
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 
 _FAST, _SLOW = 0.9, 0.98  # decays of the two running means whose distance tells whether the weights still move
@@ -51,6 +52,7 @@ class ArmlState(NamedTuple):
     updates: jax.Array
 
 
+@register("gradients", needs={"auxiliary"})
 def arml(
     *,
     form: str = "merged",

@@ -19,9 +19,11 @@ from auxjax._internal.tracing import is_traced
 from auxjax.formulas.losses import weighted_loss
 from auxjax.hypergrad import BilevelProblem, finite_difference, one_step
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
 
 
+@register("hypergradient", needs={"auxiliary", "outer_batch"})
 def auto_lambda(
     *,
     outer_optimizer: optax.GradientTransformation | None = None,

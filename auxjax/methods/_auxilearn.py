@@ -28,11 +28,13 @@ from auxjax.formulas.loss_combiners import CONSTRAINTS, Combiner, convolutional_
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import BilevelProblem
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
 
 _FORMS = ("linear", "monotone", "deep_linear", "convolutional")
 
 
+@register("hypergradient", needs={"auxiliary", "outer_batch"})
 def auxilearn(
     *,
     form: str = "linear",

@@ -26,6 +26,7 @@ from auxjax.formulas.simplex import project_simplex
 from auxjax.formulas.task_gradients import gram_matrix, task_gradients
 from auxjax.hypergrad import BilevelProblem
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
 
 
@@ -41,6 +42,7 @@ class AuxinashState(NamedTuple):
     weights: jax.Array
 
 
+@register("hypergradient", needs={"auxiliary", "outer_batch"})
 def auxinash(
     *,
     outer_optimizer: optax.GradientTransformation | None = None,

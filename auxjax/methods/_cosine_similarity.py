@@ -21,10 +21,12 @@ from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas.task_gradients import module_products, squared_norms
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 from auxjax.methods.shared.module_weights import mixed_field, modules_of
 
 
+@register("gradients", needs={"auxiliary"})
 def cosine_similarity(
     *,
     form: str = "gate",

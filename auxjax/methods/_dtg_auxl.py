@@ -27,10 +27,12 @@ from auxjax.formulas import joint_generator as generators
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import BilevelProblem
 from auxjax.interface import Method, call
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, generation, outer_level
 from auxjax.methods.shared.pairs import Pairs, pairs_of
 
 
+@register("generated tasks", needs={"outer_batch", "features", "feature_loss"})
 def dtg_auxl(
     *,
     num_generated: int | None = None,

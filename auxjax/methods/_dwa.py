@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 
 
@@ -37,6 +38,7 @@ class DwaState(NamedTuple):
     updates: jax.Array
 
 
+@register("statistics of losses", needs={"auxiliary"})
 def dwa(*, window: int = 100, temperature: float = 2.0) -> Method:
     """Weights from the rate at which the losses fall.
 

@@ -9,9 +9,11 @@ seldom say which.
 
 from auxjax._internal.tracing import is_traced
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 
 
+@register("fixed weights")
 def equal(*, auxiliary_weight: float = 1.0, reduction: str = "sum") -> Method:
     """Trains on all tasks with fixed equal weights.
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 
 from auxjax._internal.tracing import is_traced
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 
 
+@register("fixed weights")
 def fixed_weights(*, weights: Mapping[str, float]) -> Method:
     """Trains on a weighted sum of losses with weights that are given.
 

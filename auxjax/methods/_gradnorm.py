@@ -23,6 +23,7 @@ from auxjax._internal.tracing import is_traced
 from auxjax.formulas.partition import mask_by_path
 from auxjax.formulas.task_gradients import squared_norms, task_gradients
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 
 
@@ -41,6 +42,7 @@ class GradnormState(NamedTuple):
     first: jax.Array
 
 
+@register("gradients", needs={"auxiliary"})
 def gradnorm(
     *,
     outer_optimizer: optax.GradientTransformation | None = None,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.losses import masked_mean
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 
 _DECAY = 0.9  # of the running mean of the held-out losses, about the last 10 outer batches
@@ -43,6 +44,7 @@ class GridState(NamedTuple):
     selected: jax.Array
 
 
+@register("search", needs={"auxiliary", "outer_batch"})
 def grid_search(
     *,
     values: Sequence[float] = (0.0, 0.1, 0.3, 1.0, 3.0),

@@ -25,6 +25,7 @@ from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import BilevelProblem
 from auxjax.interface import Method, no_reduction
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
 
 
@@ -44,6 +45,7 @@ class TaskSchedule(NamedTuple):
     offset: jax.Array
 
 
+@register("hypergradient", needs={"outer_batch", "features"})
 def jtds(
     *,
     outer_optimizer: optax.GradientTransformation | None = None,

@@ -22,12 +22,14 @@ from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.hypergrad import BilevelProblem
 from auxjax.interface import Method, no_reduction
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
 from auxjax.methods.shared.module_weights import mixed_field, modules_of
 
 _CONSTRAINTS = ("relu", "softplus", "projection")
 
 
+@register("hypergradient", needs={"auxiliary", "outer_batch"})
 def maoal(
     *,
     module_of: Callable[[str], str] | None = None,

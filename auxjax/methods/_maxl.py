@@ -23,11 +23,13 @@ from auxjax._internal.tracing import is_traced
 from auxjax.formulas import soft_labels
 from auxjax.hypergrad import BilevelProblem, finite_difference, one_step, unrolled
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import evaluation, generation, outer_level
 
 FORMS = ("exact", "finite_difference")
 
 
+@register("generated tasks", needs={"outer_batch", "label_losses"})
 def maxl(
     *,
     generator: generation.Generator,

@@ -25,9 +25,11 @@ from auxjax._internal.tracing import is_traced
 from auxjax.formulas.losses import weighted_loss
 from auxjax.hypergrad import BilevelProblem
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
 
 
+@register("hypergradient", needs={"outer_batch", "ids"})
 def n_jtds(
     *,
     num_examples: int | Mapping[str, int],

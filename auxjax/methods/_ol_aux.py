@@ -24,6 +24,7 @@ from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas.task_gradients import task_gradients
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 
 
@@ -41,6 +42,7 @@ class OlAuxState(NamedTuple):
     products: jax.Array
 
 
+@register("gradients", needs={"auxiliary"})
 def ol_aux(
     *,
     outer_optimizer: optax.GradientTransformation | None = None,

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas import soft_labels
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import generation
 
 
+@register("generated tasks", needs={"ids", "label_losses"})
 def random_labels(
     *,
     labels: Callable[[Any], jax.Array],

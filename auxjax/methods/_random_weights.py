@@ -14,9 +14,11 @@ import jax.numpy as jnp
 
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 
 
+@register("control")
 def random_weights(*, distribution: str = "normal", redraw: bool = True, weigh_primary: bool = True) -> Method:
     """Trains with weights that nothing has been learned for.
 

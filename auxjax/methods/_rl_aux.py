@@ -35,6 +35,7 @@ from auxjax.formulas import policy_gradient, soft_labels
 from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import inner_step
 from auxjax.interface import Context, Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import evaluation, generation, outer_level
 from auxjax.methods.shared import policy as policies
 
@@ -48,6 +49,7 @@ _CHOICES = {
 }
 
 
+@register("generated tasks", needs={"outer_batch", "label_losses"})
 def rl_aux(
     *,
     generator: generation.Generator,

@@ -7,9 +7,11 @@ their outer loss; that is a choice of data, made by the caller.
 """
 
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 
 
+@register("control")
 def stl() -> Method:
     """Trains on the mean primary loss; auxiliary losses are computed for the metrics only.
 

@@ -21,6 +21,7 @@ import optax
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.interface import Method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 
 
@@ -36,6 +37,7 @@ class UncertaintyState(NamedTuple):
     opt_state: Any
 
 
+@register("statistics of losses")
 def uncertainty(
     *,
     optimizer: optax.GradientTransformation | None = None,

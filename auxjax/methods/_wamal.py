@@ -20,9 +20,11 @@ from auxjax.formulas import soft_labels
 from auxjax.formulas.losses import masked_mean
 from auxjax.interface import Method
 from auxjax.methods._maxl import Options, make_method
+from auxjax.methods._registry import register
 from auxjax.methods.shared import generation
 
 
+@register("generated tasks", needs={"outer_batch", "label_losses"})
 def wamal(
     *,
     generator: generation.Generator,

@@ -146,7 +146,7 @@ ROWS = {
     "grid_search, product": Row("grid_search", OUTER, why_not=grid_too_large),
 }
 # Methods that generate tasks weigh none, so that K says nothing about them: `benchmarks.step_cost` times them.
-GENERATING = ("dtg_auxl", "maxl", "random_labels", "rl_aux", "wamal")
+GENERATING = tuple(name for name in auxjax.methods.names() if auxjax.methods.info(name).family == "generated tasks")
 # A method that is not named above runs with its own defaults.
 _NAMED = {*GENERATING, *(row.method for row in ROWS.values())}
 ROWS |= {name: Row(name, OUTER) for name in auxjax.methods.names() if name not in _NAMED}

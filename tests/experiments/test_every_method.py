@@ -17,7 +17,7 @@ YEAST = {"labelled": 0.3, "dev_size": 20, "validation_size": 30}
 # All of them take minutes, nearly all of it compilation: these need options from the config, or have unusual states.
 QUICK = {"yeast": {"fixed_weights", "uncertainty"}, "digits_noise": {"dwa", "grid_search", "n_jtds"}}
 # They need a network of their own, and a model with a head for what it generates: see test_label_generation.
-GENERATING = {"dtg_auxl", "maxl", "random_labels", "rl_aux", "wamal"}
+GENERATING = {name for name in methods.names() if methods.info(name).family == "generated tasks"}
 CASES = [
     pytest.param(config, method, marks=[pytest.mark.slow] * (method not in quick), id=f"{config}-{method}")
     for config, quick in QUICK.items()

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import auxjax
-from tests.helpers.training_problems import LinearTasks, linear_model
+from tests.helpers.training_problems import LinearTasks, linear_model, state_of
 
 KEY = jax.random.key(0)
 NUM_EXAMPLES = 8
@@ -189,3 +189,41 @@ def test_the_first_state_checks_the_model(name):
     init, _ = auxjax.make_step(auxjax.TaskModel(linear_model().losses, "species"), method_of(name), optax.sgd(0.1))
     with pytest.raises(ValueError, match="species"):
         init(KEY, problem.params, problem.batch)
+
+
+@pytest.mark.parametrize("need", ["auxiliary", "features", "feature_loss", "label_losses"])
+def test_what_it_needs_of_a_model_is_known(name, need, ordinary_promotion):
+    """The first state is refused where a need of `auxjax.methods.info` is not met, and made where none is."""
+    problem = LinearTasks.make(0, num_tasks=1 if need == "auxiliary" else 3)
+    options = OPTIONS.get(name, {}) | ({"weights": {}} if name == "fixed_weights" and need == "auxiliary" else {})
+
+    def losses(params, batch, key):
+        out = linear_model().losses(params, batch, key)
+        return out._replace(**{need: None}) if need in ("features", "label_losses") else out
+
+    model = linear_model()._replace(losses=losses)
+    model = model._replace(feature_loss=None) if need == "feature_loss" else model
+    context, state = state_of(model, problem)
+    method = auxjax.methods.get(name, **options)
+    if need in auxjax.methods.info(name).needs:
+        with pytest.raises(ValueError, match=need):
+            method.init(context, state, problem.batch, KEY)
+    else:
+        method.init(context, state, problem.batch, KEY)
+
+
+def test_what_it_needs_of_the_data_is_known(name, ordinary_promotion):
+    """An outer batch is needed where losses of it are computed, ids where they are an option."""
+    about, seen = auxjax.methods.info(name), set()
+    assert ("ids" in about.needs) == ("ids" in about.options)
+    problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3, num_examples=NUM_EXAMPLES - 2)
+
+    def losses(params, batch, key):
+        seen.add(len(batch["x"]["primary"]))
+        return linear_model().losses(params, batch, key)
+
+    method = method_of(name)
+    context, state = state_of(linear_model()._replace(losses=losses), problem, method=method)
+    if method.outer is not None:
+        jax.eval_shape(lambda state: method.outer(context, state, problem.batch, dev.batch, KEY), state)
+    assert ("outer_batch" in about.needs) == (NUM_EXAMPLES - 2 in seen)
