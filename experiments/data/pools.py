@@ -45,7 +45,8 @@ class Pool(NamedTuple):
       purpose: one of `PURPOSES`.
       arrays: {column: array [n, ...]}, NumPy or anything with `shape`, `dtype` and indexing by a list of integers.
         A column may be absent, as targets are in an unlabelled pool.
-      joins: for dev, the train pool that a baseline without an outer loss adds it to; None for the only train pool.
+      joins: for dev, the train pool that a baseline without an outer loss adds it to; None for the only one that has
+        the primary target.
     """
 
     purpose: str
@@ -132,11 +133,14 @@ def visible(data: Data, pool: str) -> dict[str, Any]:
 
 def joined(data: Data, dev: str) -> str:
     """The name of the train pool that a dev pool joins."""
-    wanted, train = data.pools[dev].joins, list(of_purpose(data, "train"))
-    if wanted is None and len(train) == 1:
-        return train[0]
+    wanted, train = data.pools[dev].joins, of_purpose(data, "train")
+    labelled = [name for name, pool in train.items() if data.primary in pool.arrays]
+    if wanted is None and len(labelled) == 1:
+        return labelled[0]
     if wanted not in train:
-        raise ValueError(f"pools: expected joins of {dev!r} to name one of the train pools {train}, got {wanted!r}.")
+        raise ValueError(
+            f"pools: expected joins of {dev!r} to name one of the train pools {list(train)}, got {wanted!r}."
+        )
     return wanted
 
 
