@@ -32,6 +32,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.data.pools import Column, Data, Pool
+
 Examples = dict[str, np.ndarray]
 
 INPUTS = {"image": "[n, height, width, channels]", "features": "[n, d]"}
@@ -197,6 +199,25 @@ def merge(train: Examples, dev: Examples) -> Examples:
                 f"{dev[key].shape} in dev; all but the leading axis must be the same."
             )
     return {key: np.concatenate([train[key], dev[key]]) for key in train}
+
+
+def to_data(splits: Splits) -> Data:
+    """The same arrays as four pools with described columns, see `data.pools`."""
+    classes = {"size": splits.num_classes, "names": splits.classes}
+    known = {
+        "image": Column("input", "real"),
+        "features": Column("input", "real"),
+        "label": Column("target", "class", **classes),
+        "true_label": Column("truth", "class", of="label", **classes),
+        "corrupted": Column("truth", "binary", of="true_label"),
+        "example_id": Column("id", "integer"),
+        "auxiliary": Column("target", "binary", names=splits.tasks[1:]),
+        "labelled": Column("mask", "binary", of="label"),
+        "sub_label": Column("target", "class", size=splits.num_sub_classes),
+    }
+    pools = {name: Pool(name, getattr(splits, name)) for name in NAMES}
+    columns = {key: column for key, column in known.items() if any(key in pool.arrays for pool in pools.values())}
+    return Data(pools, columns, "label", splits.source, splits.tasks)
 
 
 def generator(seed: int, where: str) -> np.random.Generator:
