@@ -6,16 +6,14 @@ the loaders, so importing this package costs no more than NumPy.
 """
 
 from experiments.data.checking import check_data
+from experiments.data.cutting import SplitIndices, four_way_split, group_split, stratified_subset
 from experiments.data.noise import NoisyLabels, symmetric_noise, transition_matrix
 from experiments.data.pools import Column, Data, Pool
 from experiments.data.splits import (
-    SplitIndices,
     Splits,
     check_splits,
-    four_way_split,
     make_examples,
     merge,
-    stratified_subset,
     to_data,
 )
 
@@ -29,6 +27,7 @@ __all__ = [
     "check_data",
     "check_splits",
     "four_way_split",
+    "group_split",
     "make_examples",
     "merge",
     "stratified_subset",
