@@ -121,7 +121,7 @@ def group_split(groups: np.ndarray, sizes: dict[str, int | float], *, seed: int)
         raise ValueError(f"{where}: expected at least {len(sizes)} groups, one per part, got {found.size}.")
     members = {name: [] for name in sizes}
     for group in np.lexsort((rng.permutation(found.size), -counts)):
-        name = max(lacking, key=lacking.get)
+        name = max(lacking, key=lambda part: lacking[part])
         # A group of which more than half would be too much is left out, unless the part is still empty.
         if members[name] and lacking[name] < counts[group] - lacking[name]:
             continue

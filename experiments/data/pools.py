@@ -77,7 +77,7 @@ class PoolShape(NamedTuple):
 
     name: str
     purpose: str
-    count: int
+    num_examples: int
     arrays: tuple[tuple[str, tuple[int, ...], str], ...]
 
 
@@ -106,7 +106,7 @@ class Shapes(NamedTuple):
     @property
     def num_train(self) -> int:
         """Examples of all train pools."""
-        return sum(pool.count for pool in self.pools if pool.purpose == "train")
+        return sum(pool.num_examples for pool in self.pools if pool.purpose == "train")
 
 
 def count(pool: Pool) -> int:
