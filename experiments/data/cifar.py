@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.data.cutting import four_way_split, stratified_subset
 from experiments.data.files import load_npz
-from experiments.data.splits import four_way_split, stratified_subset
 
 _IMAGE_SHAPE = (32, 32, 3)
 _CHUNK = 2_000  # records decoded at a time: bounds the memory of decoded images that are not yet in the array

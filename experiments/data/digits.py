@@ -8,8 +8,9 @@ at equal seeds only.
 
 import numpy as np
 
+from experiments.data.cutting import four_way_split
 from experiments.data.noise import symmetric_noise
-from experiments.data.splits import Splits, check_splits, four_way_split, make_examples
+from experiments.data.splits import Splits, check_splits, make_examples
 
 NUM_CLASSES = 10
 

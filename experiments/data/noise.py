@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.splits import generator
+from experiments.data.cutting import generator
 
 KINDS = ("flip", "redraw")
 

@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.data.cutting import four_way_split, generator, stratified_subset
 from experiments.data.files import load_npz
-from experiments.data.splits import Splits, check_splits, four_way_split, generator, make_examples, stratified_subset
+from experiments.data.splits import Splits, check_splits, make_examples
 
 NUM_FEATURES, NUM_LABELS = 103, 14
 NPZ_NAME = "multilabel_yeast_scene.npz"

@@ -7,7 +7,8 @@ import pytest
 
 from experiments.contract import on_device
 from experiments.data import cifar100
-from experiments.data.splits import NAMES, check_splits, merge
+from experiments.data.checking import check_data
+from experiments.data.splits import NAMES, check_splits, merge, to_data
 from tests.experiments.data import test_cifar10
 from tests.helpers import cifar_files
 
@@ -60,6 +61,7 @@ def test_both_forms_give_the_same_splits(archive, prepared):
     first = cifar100.load(0, data_dir=archive, **SIZES)
     second = cifar100.load(0, data_dir=prepared, **SIZES)
     check_splits(second)
+    check_data(to_data(second))
     image = np.concatenate([official()[name][0] for name in ("train", "test")])
     assert [getattr(first, name)["label"].size for name in NAMES] == [100, 100, 100, 100]
     for name in NAMES:

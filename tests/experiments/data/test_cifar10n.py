@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.data import cifar10, cifar10n
-from experiments.data.splits import NAMES, check_splits
+from experiments.data.checking import check_data
+from experiments.data.splits import NAMES, check_splits, to_data
 from tests.experiments.data.test_cifar10 import NUM_TRAIN, official, prepare, write_archive
 from tests.helpers.commands import call, read
 
@@ -73,6 +74,7 @@ def test_every_image_has_its_label_and_both_forms_agree(archive, root, kind):
     second = cifar10n.load(0, data_dir=root, kind=kind, **SIZES)
     clean = cifar10.load(0, data_dir=archive, **SIZES)
     check_splits(first)
+    check_data(to_data(first))
     label = people()[cifar10n.KINDS[kind]][first.train["example_id"]]
     np.testing.assert_array_equal(first.train["label"], label)
     np.testing.assert_array_equal(first.train["corrupted"], label != clean.train["label"])

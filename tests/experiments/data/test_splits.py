@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
+from experiments.data.cutting import four_way_split, stratified_subset
 from experiments.data.splits import (
     NAMES,
     Splits,
     check_splits,
-    four_way_split,
     input_of,
     make_examples,
     merge,
-    stratified_subset,
 )
 
 SIZES = {"dev_size": 20, "validation_size": 30, "test_size": 40}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.data import yeast
-from experiments.data.splits import NAMES, check_splits
+from experiments.data.checking import check_data
+from experiments.data.splits import NAMES, check_splits, to_data
 
 NUM_TRAIN, NUM_TEST = 120, 40
 SIZES = {"dev_size": 20, "validation_size": 30, "labelled": 0.2}
@@ -71,6 +72,7 @@ def archive(tmp_path_factory):
 def test_every_example_is_the_official_one_that_its_id_names(folder):
     splits = yeast.load(0, data_dir=folder, **SIZES)
     check_splits(splits)
+    check_data(to_data(splits))
     assert [getattr(splits, name)["label"].size for name in NAMES] == [70, 20, 30, 40]
     parts = official()
     features, labels = (np.concatenate([parts["train"][kind], parts["test"][kind]]) for kind in (0, 1))
