@@ -21,7 +21,7 @@ from auxjax._internal.random_keys import check_key
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad import stacked
 from auxjax.hypergrad.problem import BilevelProblem
-from auxjax.solvers.base import SolveInfo, check_like, make_system, report
+from auxjax.solvers.base import Operator, SolveInfo, check_like, make_system, report
 
 
 def implicit(solver, *, curvature=None, batches: str = "same"):
@@ -97,7 +97,8 @@ def implicit(solver, *, curvature=None, batches: str = "same"):
         if curvature is None:
             u, solve_info = solver(matvec, outer.v, init=guess, key=key)
         else:
-            u, solve_info = solver(curvature(level, inner_batch), outer.v, init=guess, key=key)
+            operator = Operator(curvature(level, inner_batch), averages=problem.reduce is not None)
+            u, solve_info = solver(operator, outer.v, init=guess, key=key)
             solve_info = _measure(matvec, outer.v, u, solve_info)
         return problems.conclude(level, outer, mixed(u), field, u, solve_info)
 
@@ -118,8 +119,7 @@ def linearise(problem: BilevelProblem, level: problems.Level, batch):
     The field there, before any reduction; `u -> J^T u` and `u -> u^T d_meta field`, both reduced.
     """
     field, matvec, mixed = (_linearise_loss if problem.inner is not None else _linearise_field)(problem, level, batch)
-    matvec.averages = problem.reduce is not None  # its transpose by JAX would leave out the mean over replicas
-    return field, matvec, mixed
+    return field, Operator(matvec, averages=problem.reduce is not None), mixed
 
 
 def _linearise_loss(problem, level, batch):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax.hypergrad import problem as problems
-from auxjax.solvers.base import SampledOperator
+from auxjax.solvers.base import Operator
 
 
 def count_batches(where: str, stack) -> int:
@@ -51,7 +51,7 @@ def mean_problem(problem: problems.BilevelProblem) -> problems.BilevelProblem:
     return dataclasses.replace(problem, **{name: mean})
 
 
-def sampled_operator(problem, level, stack, matvec, linearise, count: int) -> SampledOperator:
+def sampled_operator(problem, level, stack, matvec, linearise, count: int) -> Operator:
     """The mean matrix, and its parts.
 
     Args:
@@ -67,4 +67,4 @@ def sampled_operator(problem, level, stack, matvec, linearise, count: int) -> Sa
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], stack)
         return linearise(problem, level, batch)[1](u)
 
-    return SampledOperator(matvec, entry, count)
+    return Operator(matvec, problem.reduce is not None, entry, count)

@@ -39,21 +39,23 @@ class SolveInfo(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SampledOperator:
-    """A matrix that is the mean of several, such as those of mini-batches; called, it multiplies with the mean.
+class Operator:
+    """A matrix with what a solver cannot see from its products; called, it multiplies. Plain functions do as well.
 
     Attributes:
-      mean: `x -> A x`.
-      entry: `(x, index) -> A_index x`.
-      count: number of matrices.
+      matvec: `x -> A x`.
+      averages: a mean over replicas is taken inside, which JAX's transpose of `matvec` would leave out.
+      entry: `(x, index) -> A_index x`, where A is the mean of several matrices, such as those of mini-batches.
+      count: number of matrices that A is the mean of.
     """
 
-    mean: Callable[[Any], Any]
-    entry: Callable[[Any, Any], Any]
-    count: int
+    matvec: Callable[[Any], Any]
+    averages: bool = False
+    entry: Callable[[Any, Any], Any] | None = None
+    count: int = 1
 
     def __call__(self, x):
-        return self.mean(x)
+        return self.matvec(x)
 
 
 class System(NamedTuple):
@@ -65,7 +67,7 @@ class System(NamedTuple):
       start: initial guess in the precision of `b`, or `None` for zero.
       norm: `||b||`, constant under differentiation.
       restore: casts a solution to the dtypes of the right-hand side that came in.
-      entry: `(x, index) -> A_index x` of a `SampledOperator`, else `None`.
+      entry: `(x, index) -> A_index x` of an `Operator` that is a mean, else `None`.
       count: number of its matrices, 1 for any other.
     """
 
@@ -111,7 +113,7 @@ def make_system(where: str, matvec, b, init, key) -> System:
     if start is not None:  # the solution for b = 0 is 0, wherever the last one was
         start = tree_math.select(norm == 0, jax.tree.map(jnp.zeros_like, start), start)
     entry, count = None, 1
-    if isinstance(matvec, SampledOperator):
+    if isinstance(matvec, Operator) and matvec.entry is not None:
         count = matvec.count
 
         def entry(x, index):

@@ -25,7 +25,7 @@ def fresh_series(system: base.System, num_terms: int, step_size, damping: float,
     A step that would make x larger than 1 / eps of its first term, or not finite, is not taken.
 
     Args:
-      system: from `base.make_system`, of a `SampledOperator`.
+      system: from `base.make_system`, of an `Operator` with entries.
       num_terms: T, terms after the first.
       step_size: step, or `None` for one over the largest growth in 5 power steps, each with its own mini-batch.
       damping: multiple of the identity added to A.

@@ -63,7 +63,7 @@ def normal_cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, 
     solve_cg = jaxopt_linear_solve().solve_cg
 
     def solve(matvec, b, *, init=None, key=None):
-        if getattr(matvec, "averages", False):
+        if isinstance(matvec, base.Operator) and matvec.averages:
             raise ValueError(
                 "normal_cg needs products with the transposed matrix, which a problem with reduce= does not give. Use "
                 "gmres or minres, or sharded arrays under jit without reduce=."

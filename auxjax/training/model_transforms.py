@@ -51,13 +51,13 @@ def mixed_precision(model: TaskModel, dtype=jnp.bfloat16) -> TaskModel:
         raise TypeError(f"mixed_precision(dtype={dtype.name}): expected a floating dtype, such as jnp.bfloat16.")
 
     @wraps(model.losses)
-    def losses(params, batch, key, **extras):
-        out = model.losses(*_cast((params, batch), dtype), key, **_cast_teacher(extras, dtype))
+    def losses(params, batch, key, *given, **extras):
+        out = model.losses(*_cast((params, batch), dtype), key, *given, **_cast_teacher(extras, dtype))
         if not isinstance(out, TaskLosses):
             return out  # `evaluate` says what is wrong with it
-        state = out.state
-        if state is not None and extras.get("state") is not None:
-            state = jax.tree.map(lambda new, old: _cast(new, jnp.result_type(old)), state, extras["state"])
+        state, (before, *_) = out.state, (*given, extras.get("state"))
+        if state is not None and before is not None:
+            state = jax.tree.map(lambda new, old: _cast(new, jnp.result_type(old)), state, before)
         return _cast(out._replace(state=None), accumulation_dtype(params))._replace(state=state)
 
     def rounded(function):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxjax import BilevelProblem, cg, dense, identity, implicit, neumann
+from auxjax import BilevelProblem, cg, dense, gauss_newton, identity, implicit, neumann, normal_cg
 from tests.helpers.bilevel_problems import (
     estimate,
     finite_difference_of_solved,
@@ -348,3 +348,20 @@ def test_weights_that_enter_linearly_cost_no_second_reverse_pass():
     # XLA drops the residual's product, since only the hypergradient is asked for: a gradient and a tangent pass remain.
     assert ours <= gradient + 2.1 * forward
     assert ours <= flops(backwards, params, weights) + 0.1 * forward
+
+
+@pytest.mark.parametrize("kind", ["same", "stacked", "curvature"])
+def test_a_mean_over_replicas_hides_the_transpose_and_normal_cg_says_so(kind):
+    x, y = jax.random.normal(jax.random.key(0), (4, 8, 3)), jnp.ones((4, 8))
+    problem = BilevelProblem(
+        inner=lambda w, m, b: jnp.mean((b[0] @ w - b[1]) ** 2) + jnp.exp(m) * jnp.sum(w**2),
+        outer=lambda w, m, b: jnp.sum(w**2),
+        reduce=lambda tree: tree,
+    )
+    curvature = gauss_newton(
+        lambda w, m, b: b[0] @ w, lambda z, w, m, b: jnp.mean((z - b[1]) ** 2) + jnp.exp(m) * jnp.sum(w**2)
+    )
+    options = {"same": {}, "stacked": {"batches": "stacked"}, "curvature": {"curvature": curvature}}[kind]
+    batch = (x, y) if kind == "stacked" else (x[0], y[0])
+    with pytest.raises(ValueError, match="transposed matrix"):
+        implicit(normal_cg(), **options)(problem, jnp.ones(3), jnp.array(0.1), batch, None)

@@ -136,14 +136,14 @@ def test_parts_have_keys_of_their_own_and_pass_the_model_state_on():
 
     def losses(params, batch, key, state):
         noise = jax.random.normal(key, batch["x"].shape)
-        state = {"sum": state["sum"] + jnp.sum(batch["x"]), "count": state["count"] + jnp.int32(1)}
-        return auxjax.TaskLosses({"primary": params * batch["x"] + noise + state["sum"]}, state=state)
+        new = {"sum": state["sum"] + jnp.sum(batch["x"]), "count": state["count"] + jnp.int32(1)}
+        return auxjax.TaskLosses({"primary": params * batch["x"] + noise + state["sum"]}, state=new)
 
     batch = {"x": jnp.arange(6.0), "scale": jnp.array(2.0), "key": jax.random.key(9), "keys": jax.random.split(KEY, 6)}
     start = {"sum": jnp.array(0.5), "count": jnp.array(3, jnp.int32)}
     for unroll in (False, True):
         model = accumulate(auxjax.TaskModel(losses, "primary"), 2, unroll=unroll)
-        out = jax.jit(model.losses)(jnp.array(2.0), batch, KEY, start)
+        out = jax.jit(model.losses)(jnp.array(2.0), batch, KEY, state=start)
         wanted = np.zeros(6)
         for part, before in enumerate((0.5, 0.5 + 0 + 2 + 4)):
             noise = jax.random.normal(jax.random.fold_in(KEY, part), (3,))
@@ -205,7 +205,7 @@ def test_half_precision_is_close_and_everything_outside_is_float32(single_precis
 
     def products(model):
         def mean(params):
-            out = model.losses(params, batch, KEY, model_state)
+            out = model.losses(params, batch, KEY, state=model_state)
             return auxjax.weighted_loss(out.values, {"primary": 1.0, "other": 0.5}), out
 
         @jax.jit
