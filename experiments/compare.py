@@ -57,7 +57,7 @@ def seeds_of(text: str) -> list[int]:
 
 
 def methods_of(text: str) -> list[str]:
-    """`["stl", "jtds"]` from "stl,jtds": labels, see `method_labels`.
+    """`["stl", "jtds"]` from "stl,jtds": labels, see `methods.labels`.
 
     Raises:
       ValueError: an unknown method or option, none at all, or one twice.

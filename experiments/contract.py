@@ -1,9 +1,9 @@
 """What a config builds: everything a run needs except its seed and its data.
 
-A config module has a frozen dataclass `Settings`, `load(settings, seed, data_dir) -> Splits`,
-`method_options(settings, shapes) -> {method: options}` and `build(settings, method, shapes) -> Experiment` (`shapes`:
-see `trainer.Shapes`; `method`: a label, see `method_labels`). The experiment depends on the shapes of the data only,
-and takes data as an argument, so that one compiled step serves all seeds.
+A config module has a frozen dataclass `Settings`, `load(settings, seed, data_dir) -> Splits`, `method_options(settings,
+shapes) -> {method: options}` and `build(settings, method, shapes) -> Experiment` (`shapes`: see
+`training.single.Shapes`; `method`: a label, see `methods.labels`). The experiment depends on the shapes of the data
+only, and takes data as an argument, so that one compiled step serves all seeds.
 """
 
 from collections.abc import Callable

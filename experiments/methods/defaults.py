@@ -20,7 +20,7 @@ def common_options(
     Args:
       settings: a config's `Settings`; `outer_learning_rate` is the scheduler's of JTDS, `weight_learning_rate` that of
         weights.
-      shapes: `trainer.Shapes` of the data.
+      shapes: `training.single.Shapes` of the data.
       auxiliary: names of the auxiliary tasks.
       max_updates: outer updates after which ARML's sampling ends.
       fixed_weight: weight of every auxiliary task with `fixed_weights`.

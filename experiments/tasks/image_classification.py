@@ -179,8 +179,8 @@ def convnet_experiment(settings, method: str, shapes) -> Experiment:
       settings: a config's, with `channels`, `auxiliary`, `learning_rate`, `steps`, `inner_steps`, `padding` (of the
         crops; there are mirror images, too), `batch_size`, `outer_batch_size` and what `transformed` and
         `common_options` want.
-      method: a label, see `method_labels`.
-      shapes: `trainer.Shapes`.
+      method: a label, see `methods.labels`.
+      shapes: `training.single.Shapes`.
     """
     network = ConvNet(heads=heads(shapes.num_classes, settings.auxiliary), channels=settings.channels, norm="batch")
     model = task_model(network, settings.auxiliary)

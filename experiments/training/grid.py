@@ -36,7 +36,7 @@ class Sweep(NamedTuple):
     Attributes:
       config: name of a config.
       settings: its `Settings`.
-      method: label of a method, see `method_labels`, without the options that are swept.
+      method: label of a method, see `methods.labels`, without the options that are swept.
       over: what is swept; none at all for several seeds of one run.
       seeds: the seeds.
     """

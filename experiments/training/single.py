@@ -116,7 +116,7 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
     Args:
       config: name of a config.
       settings: its `Settings`.
-      method: label of a method, see `method_labels`; with the suffix "+dev" it trains on the dev examples, too.
+      method: label of a method, see `methods.labels`; with the suffix "+dev" it trains on the dev examples, too.
       seed: seed of the split, the label noise, the initial params and every later draw.
       directory: folder of the run.
       data_dir: where the data set lies, for configs that need one.

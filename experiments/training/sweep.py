@@ -1,4 +1,4 @@
-"""The training loop of a sweep: as `trainer.train`, with all runs in one program.
+"""The training loop of a sweep: as `training.single.train`, with all runs in one program.
 
 Every run has its own split, label noise, params and draws, those that `experiments.run` gives its seed, and ends with
 the same numbers up to the rounding of batched matrix products. The data of all runs lie on the device side by side.
@@ -229,7 +229,7 @@ def _shapes(splits, train_splits) -> Shapes:
 
 
 def _crc32(splits) -> int:
-    """`trainer.crc32` of all runs' data."""
+    """`training.single.crc32` of all runs' data."""
     distinct = {id(one): crc32(one) for one in splits}
     return zlib.crc32(repr([distinct[id(one)] for one in splits]).encode())
 
