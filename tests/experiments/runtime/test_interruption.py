@@ -96,7 +96,7 @@ def test_a_request_to_leave_is_asked_for_and_forgotten_with_its_command(capsys):
 
 def test_control_c_while_a_program_imports_ends_it_with_the_hint_alone():
     program = """if True:
-        from experiments import interruption
+        from experiments.runtime import interruption
         interruption.from_the_start()
         import signal
         exec("signal.raise_signal(signal.SIGINT)")
@@ -108,7 +108,7 @@ def test_control_c_while_a_program_imports_ends_it_with_the_hint_alone():
 def test_a_caught_interrupt_decides_the_status():
     program = """if True:
         import signal
-        from experiments import interruption
+        from experiments.runtime import interruption
         def work():  # an interrupt within exec makes Python die of it at its end, although it was caught
             with interruption.noted():
                 try:
