@@ -19,8 +19,8 @@ import time
 
 from rich.table import Table
 
-from benchmarks.hypergradients.measuring import median_interval
-from benchmarks.task_weights import describe_machine
+from benchmarks.shared.machine import describe_machine
+from benchmarks.shared.timing import median_interval
 from experiments import configs
 from experiments.reporting import terminal
 from experiments.training.single import train
@@ -74,8 +74,8 @@ def main(argv=None) -> int:
     for heading in ("method", "updates / s, log off", "log on", "on to off [95 %]"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for row in rows:
-        rates = [f"{row['steps'] / median_interval(row['seconds'][how])[0]:.0f}" for how in ("off", "on")]
-        middle, low, high = median_interval(row["ratios"])
+        rates = [f"{row['steps'] / median_interval(row['seconds'][how])['median']:.0f}" for how in ("off", "on")]
+        middle, low, high, _ = median_interval(row["ratios"]).values()
         table.add_row(row["method"], *rates, f"{middle:.3f} [{low:.3f}, {high:.3f}]")
     terminal.show(table)
     if options.json:

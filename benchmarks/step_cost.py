@@ -19,12 +19,14 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.shared.command import measure_and_show
-from benchmarks.task_weights import describe_machine
-from benchmarks.train_step.__main__ import median_interval
+from benchmarks.shared.machine import describe_machine
+from benchmarks.shared.timing import median_interval
 from experiments import configs
+from experiments.data.pools import Column, PoolShape, Shapes
 from experiments.methods import labels as method_labels
 from experiments.reporting import terminal
-from experiments.training.single import Shapes, check_settings, compiled
+from experiments.settings import check_settings
+from experiments.training.single import compiled
 
 SHAPES = {"cifar100": ((32, 32, 3), 20), "cifar10_rotation": ((32, 32, 3), 10), "cifar10n": ((32, 32, 3), 10)}
 
@@ -33,7 +35,7 @@ class Runner:
     """One method: its state, its compiled step, and the seconds of a step, per turn."""
 
     def __init__(self, config: str, settings, method: str, data, dev):
-        shapes = Shapes(data["image"].shape[1:], SHAPES[config][1], len(data["label"]))
+        shapes = _shapes(config, data)
         start = time.perf_counter()
         experiment, init, self._step, _ = compiled(config, settings, method, shapes)
         params, model_state = experiment.init_params(jax.random.key(0))
@@ -54,6 +56,13 @@ class Runner:
     def is_finite(self) -> bool:
         """Whether the params still are."""
         return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(self._state.params))
+
+
+def _shapes(config: str, data) -> Shapes:
+    """Those of the config's data, with as many training examples as there are here."""
+    arrays = tuple((name, array.shape[1:], str(array.dtype)) for name, array in data.items())
+    columns = {"image": Column("input", "real"), "label": Column("target", "class", size=SHAPES[config][1])}
+    return Shapes((PoolShape("train", "train", len(data["label"]), arrays),), tuple(columns.items()), "label", ())
 
 
 def random_data(config: str, count: int, seed: int) -> dict[str, jax.Array]:

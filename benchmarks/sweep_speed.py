@@ -18,15 +18,14 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.shared.command import measure_and_show
-from benchmarks.task_weights import describe_machine
-from benchmarks.train_step.__main__ import median_interval
+from benchmarks.shared.machine import describe_machine
+from benchmarks.shared.timing import median_interval
 from experiments import cli, configs
 from experiments.compare import seeds_of
-from experiments.contract import on_device
 from experiments.reporting import terminal
-from experiments.training import grid
+from experiments.training import grid, sources
 from experiments.training import sweep as sweep_training
-from experiments.training.single import compiled
+from experiments.training.single import compiled, on_device
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -62,8 +61,8 @@ def measure(options: argparse.Namespace) -> dict:
     sweep = grid.make(options.config, settings, options.method, options.over, seeds_of(options.seeds))
     grid.check(sweep)
     jax.config.update("jax_enable_compilation_cache", False)
-    splits, train_splits, shapes = sweep_training.load(sweep, options.data_dir)
-    prepared = sweep_training.prepare(sweep, splits, train_splits, shapes, None)
+    loaded = sweep_training.load(sweep, options.data_dir)
+    prepared = sweep_training.prepare(sweep, loaded, None)
     swept = {"state": prepared.init()}
 
     def step_together():
@@ -71,14 +70,15 @@ def measure(options: argparse.Namespace) -> dict:
         return swept["state"].params, metrics
 
     singles = []
-    for (point, seed), one, train_split in zip(sweep.runs(), splits, train_splits, strict=True):
-        label = (options.config, sweep.settings_of(point), sweep.label_of(point).removesuffix("+dev"), shapes)
+    for (point, seed), one in zip(sweep.runs(), loaded.trained_on, strict=True):
+        label = (options.config, sweep.settings_of(point), sweep.label_of(point).removesuffix("+dev"), loaded.shapes)
         experiment, init, step, _ = compiled(*label)
-        data, dev = on_device(train_split), on_device(one.dev)
+        data = on_device(sources.inner_arrays(experiment, one))
+        dev = on_device(sources.outer_arrays(experiment, one, dev=settings.dev))
         key_params, key_run = jax.random.split(jax.random.key(seed))
         params, model_state = experiment.init_params(key_params)
         state = init(key_run, params, data, model_state)
-        singles.append({"state": state, "step": step, "data": (data, data if settings.dev == "train" else dev)})
+        singles.append({"state": state, "step": step, "data": (data, dev)})
 
     def step_alone():
         found = []
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace) -> dict:
         for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
             seconds[name].append(_timed(sides[name]))
     together, alone = (np.array(seconds[name]) for name in sides)
-    calls = -(-settings.steps // prepared.experiment.inner_steps)
+    calls = -(-settings.steps // settings.inner_steps)
     rows = []
     for name, values in seconds.items():
         once = float(np.median(values))
@@ -104,8 +104,8 @@ def measure(options: argparse.Namespace) -> dict:
             {
                 "side": name,
                 "first_call_s": first[name],
-                "updates_per_second": prepared.experiment.inner_steps * len(singles) / once,
-                "ms_per_update": median_interval(1e3 * np.array(values) / prepared.experiment.inner_steps),
+                "updates_per_second": settings.inner_steps * len(singles) / once,
+                "ms_per_update": median_interval(1e3 * np.array(values) / settings.inner_steps),
                 "total_s": first[name] + (calls - 1) * once,
             }
         )

@@ -19,8 +19,6 @@ of at most 1.6 at every K.
 import argparse
 import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -35,6 +33,7 @@ import rich.table
 
 from auxjax.formulas.score_matching import score_matching_gradient
 from auxjax.models import ConvNet
+from benchmarks.shared.machine import describe_machine
 
 GOAL = 1.6
 
@@ -135,22 +134,6 @@ def measure(num_tasks: int, options: argparse.Namespace) -> dict:
             row[name][f"ratio_of_{statistic}"] = row[name][f"{statistic}_s"] / base
     row["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(case.params))
     return row
-
-
-def describe_machine() -> dict:
-    """Versions and hardware, for the JSON file."""
-    device = jax.devices()[0]
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "optax": optax.__version__,
-        "machine": platform.machine(),
-        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "backend": device.platform,
-        "device": device.device_kind,
-        "num_devices": jax.device_count(),
-    }
 
 
 def show(rows: list[dict], machine: dict) -> None:

@@ -23,7 +23,8 @@ from experiments import cli, report
 from experiments.methods.labels import folder_of, parse, text_of
 from experiments.reporting import terminal
 from experiments.runtime import processes, records
-from experiments.training.single import check_method, check_seed, check_settings, describe, train
+from experiments.settings import check_settings
+from experiments.training.single import check_method, check_seed, describe, train
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,64 +1,51 @@
-"""What a config builds: everything a run needs except its seed and its data.
+"""What a config builds: everything a run needs except its seed, its data and its method.
 
-A config module has a frozen dataclass `Settings`, `load(settings, seed, data_dir) -> Splits`, `method_options(settings,
-shapes) -> {method: options}` and `build(settings, method, shapes) -> Experiment` (`shapes`: see
-`training.single.Shapes`; `method`: a label, see `methods.labels`). The experiment depends on the shapes of the data
-only, and takes data as an argument, so that one compiled step serves all seeds.
+A config module has three things, and may have a fourth:
+
+    Settings                             a frozen dataclass that extends `experiments.settings.RunSettings`
+    load(settings, seed, data_dir)       -> `experiments.data.pools.Data`
+    build(settings, shapes)              -> `Experiment`; `shapes` are the `Shapes` of the data
+    method_options(settings, shapes)     -> {method: options}; without it, `methods.defaults.common_options` with
+                                            `shapes.tasks` as the names of the tasks
+
+The experiment depends on the shapes of the data only, and takes data as an argument, so that one compiled step serves
+all seeds.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
-from auxjax import Method, TaskModel
-from auxjax.training.parallel import replicate
-from experiments.inputs.batches import Draw
+from auxjax import Average, TaskModel
+from experiments.evaluation.evaluators import Evaluator
+from experiments.inputs.batches import Draw, Draws
 
 
 class Experiment(NamedTuple):
-    """A model, a method and how to feed and judge them.
+    """A model and how to feed and judge it.
 
     Attributes:
       model: the `TaskModel`.
-      method: the `Method`.
       optimizer: the inner optimiser.
-      inner_steps: inner updates per outer update.
       init_params: `key -> (params, model_state)`.
-      draw_inner: `(data, key) -> batch`, see `auxjax.make_step`.
-      draw_outer: the same for the dev data.
-      evaluate: `(params, model_state, split) -> {metric: number}`, metrics of the primary task as
-        `experiments.evaluation.metrics` knows them, on a split (see `data.splits`).
-      metric: the one of them that chooses the best step on validation.
-      outer_steps: outer updates after every `inner_steps` inner ones.
+      draw_inner: how an inner batch is drawn: a `Draw` from the one train pool, or `Draws` from several.
+      draw_outer: the same for the outer batch and the dev pools.
+      evaluators: what judges the params.
+      metric: the metric that chooses the best step on validation, in the direction of its `Metric`; the mean over
+        pools where there are several. To choose on one of them, give an evaluator of that pool alone.
+      average: running mean of the params to keep in the state, for evaluators and for models that name `averaged`.
       step_model: the model in the form in which the training step takes it, where that is another one, in parts or in
         half precision; `None` for `model`.
     """
 
     model: TaskModel
-    method: Method
     optimizer: optax.GradientTransformation
-    inner_steps: int
     init_params: Callable[[jax.Array], tuple[Any, Any]]
-    draw_inner: Draw
-    draw_outer: Draw
-    evaluate: Callable[[Any, Any, dict], dict[str, float]]
+    draw_inner: Draw | Draws
+    draw_outer: Draw | Draws
+    evaluators: tuple[Evaluator, ...]
     metric: str
-    outer_steps: int = 1
+    average: Average | None = None
     step_model: TaskModel | None = None
-
-
-_NOT_FOR_TRAINING = ("true_label", "corrupted", "example_id")
-
-
-def visible(split: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of a split that training may see."""
-    return {name: array for name, array in split.items() if name not in _NOT_FOR_TRAINING}
-
-
-def on_device(split: dict[str, np.ndarray], mesh=None) -> dict[str, jax.Array]:
-    """The arrays of a split that training may see, on the device, or on every device of a mesh."""
-    found = visible(split)
-    return jax.tree.map(jax.numpy.asarray, found) if mesh is None else replicate(found, mesh)

@@ -11,123 +11,12 @@ if __name__ == "__main__":  # first: the imports take seconds
 
     interruption.from_the_start()
 
-import csv
-import json
-import os
 import pathlib
-from typing import NamedTuple
 
-from experiments import cli, configs
-from experiments.methods.labels import order_of
+from experiments import cli
+from experiments.reporting import runs as all_runs
 from experiments.reporting import summary, terminal
 from experiments.reporting.plots import comparison
-from experiments.runtime import records
-
-
-class Run(NamedTuple):
-    """One run, as its files tell.
-
-    Attributes:
-      directory: its folder.
-      about: `run.json`.
-      log: the lines of `metrics.jsonl`.
-      result: `result.json`, `None` for a run that is not finished.
-    """
-
-    directory: pathlib.Path
-    about: dict
-    log: list[dict]
-    result: dict | None
-
-
-def read_runs(directory: pathlib.Path) -> list[Run]:
-    """The runs in a folder, wherever in it they lie: single-task learning first, then by method, settings and seed.
-
-    Raises:
-      ValueError: no runs there, a damaged file, or the same run in two folders.
-    """
-    found = {}
-    for path in sorted(directory.rglob("run.json")):
-        folder, about = path.parent, records.read_json(path)
-        if missing := [field for field in (*records.IDENTITY, "primary", "metric") if field not in about]:
-            raise ValueError(f"{path} lacks {', '.join(missing)}: it was not written by experiments.run.")
-        log, result = folder / "metrics.jsonl", folder / "result.json"
-        run = Run(
-            folder,
-            about,
-            records.read_lines(log) if log.exists() else [],
-            records.read_json(result) if result.exists() else None,
-        )
-        identity = json.dumps([about[field] for field in records.IDENTITY], sort_keys=True)
-        if identity in found:
-            raise ValueError(
-                f"{found[identity].directory} and {folder} hold the same run. Delete one, or move it away."
-            )
-        found[identity] = run
-    if not found:
-        raise ValueError(f"{directory} holds no runs (no run.json in it or below). Make some with experiments.compare.")
-    return [found[identity] for identity in sorted(found, key=lambda identity: _order(found[identity].about))]
-
-
-def _order(about: dict) -> tuple:
-    settings = json.dumps(about["settings"], sort_keys=True)
-    return about["config"], *order_of(about["method"]), settings, about["seed"]
-
-
-def selected_by(runs: list[Run]) -> list[str]:
-    """The metrics the runs choose their best step by: one, unless they are of different configs."""
-    return list(dict.fromkeys(run.about["metric"] for run in runs))
-
-
-def by_method(runs: list[Run]) -> dict[str, list[Run]]:
-    """`{label: its runs}`, in the order of `read_runs`; seeds of one method, config and settings belong together.
-
-    The label is the method's name, and in brackets the config and those settings that are not the same everywhere.
-    """
-    several = len({run.about["config"] for run in runs}) > 1
-    groups = {}
-    for run in runs:
-        about = run.about
-        others = [other.about["settings"] for other in runs if other.about["config"] == about["config"]]
-        differ = [
-            f"{name}={configs.as_text(value)}"
-            for name, value in about["settings"].items()
-            if any(other.get(name) != value for other in others)
-        ]
-        brackets = ", ".join([about["config"]] * several + differ)
-        groups.setdefault(about["method"] + f" ({brackets})" * bool(brackets), []).append(run)
-    return groups
-
-
-def write_table(runs: list[Run], path: pathlib.Path) -> None:
-    """`table.csv`: config, method, seed, step and one column per metric; a row per logged step of every run.
-
-    The results (`test_accuracy` and what belongs to it) stand in the row of the last step. Settings that are not the
-    same in all runs get a column at the end, `setting/<name>`.
-    """
-    rows = []
-    for run in runs:
-        head = {name: run.about[name] for name in ("config", "method", "seed")}
-        lines = {line["step"]: {**head, **line} for line in run.log}
-        if run.result is not None:
-            lines.setdefault(run.result["step"], {**head}).update(run.result)
-        rows += [(run.about["settings"], lines[step]) for step in sorted(lines)]
-    first = ["config", "method", "seed", "step"]
-    results = sorted({name for run in runs if run.result for name in run.result} - set(first))
-    metrics = sorted({name for _, row in rows for name in row} - set(first) - set(results))
-    settings = [run.about["settings"] for run in runs]
-    names = sorted({name for setting in settings for name in setting})
-    differ = [name for name in names if any(setting.get(name) != settings[0].get(name) for setting in settings)]
-    temporary = path.with_suffix(".partial")
-    with temporary.open("w", newline="") as stream:
-        writer = csv.DictWriter(
-            stream, [*first, *results, *metrics, *(f"setting/{name}" for name in differ)], restval=""
-        )
-        writer.writeheader()
-        for setting, row in rows:
-            row |= {f"setting/{name}": configs.as_text(setting.get(name, "")) for name in differ}
-            writer.writerow(row)
-    os.replace(temporary, path)
 
 
 def write(directory: pathlib.Path, against: str | None = None) -> None:
@@ -137,16 +26,16 @@ def write(directory: pathlib.Path, against: str | None = None) -> None:
       directory: folder of the runs.
       against: label of the method that the differences are to; the first one if `None`.
     """
-    runs = read_runs(directory)
-    groups = by_method(runs)
+    runs = all_runs.read_runs(directory)
+    groups = all_runs.by_method(runs)
     against = next(iter(groups)) if against is None and len(groups) > 1 else against
-    found = summary.summarise(groups, selected_by(runs), against)
-    write_table(runs, directory / "table.csv")
+    found = summary.summarise(groups, all_runs.selected_by(runs), against)
+    all_runs.write_table(runs, directory / "table.csv")
     (directory / "table.md").write_text(summary.as_markdown(found))
     drawn = comparison.draw_all(groups, directory, against)
     titles = sorted({f"{run.about['config']}, {run.about['settings']['steps']} steps" for run in runs})
     terminal.show(summary.as_table(found, "; ".join(titles)))
-    terminal.explain([name for run in runs for name in run.result or ()], selected_by(runs), against)
+    terminal.explain([name for run in runs for name in run.result or ()], all_runs.selected_by(runs), against)
     unfinished = [run for run in runs if run.result is None]
     if unfinished:
         terminal.line(f"Not finished: {len(unfinished)} of {len(runs)} runs, such as {unfinished[0].directory}")

@@ -15,18 +15,17 @@ added to the results in a folder by later runs with the same seed on the same ma
 """
 
 import argparse
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
-import platform
 import sys
 
 import rich.console
 
 from benchmarks.hypergradients import measuring, problems, tables
 from benchmarks.hypergradients.worker import Worker, WorkerFailed
+from benchmarks.shared.machine import describe_cpu
 
 EXTRAS = ("sweep", "memory")
 SHORT = ("sequence-short", "sweep-8", "sweep-64")  # not names of their own: `sweep` is, and `--quick` takes the short
@@ -121,19 +120,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def machine() -> dict:
-    """What the numbers depend on, without names of hosts or users."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        model = f"{model} (no /proc/cpuinfo)"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", "scipy")}
-    return {"cpu": model, "cores": cores, "system": platform.system(), "python": platform.python_version(), **versions}
-
-
 class Results:
     """The results in one folder: what is there already, and what is added."""
 
@@ -143,7 +129,7 @@ class Results:
         settings = {"seed": options.seed, "quick": options.quick}
         if self.path.exists():
             self.data = json.loads(self.path.read_text(encoding="utf-8"))
-            for name, now in (("settings", settings), ("machine", machine())):
+            for name, now in (("settings", settings), ("machine", describe_cpu())):
                 if self.data[name] != now and not options.plots_only:
                     differ = [key for key in now if self.data[name].get(key) != now[key]]
                     raise SystemExit(
@@ -151,7 +137,13 @@ class Results:
                         "compared. Choose another --out, or remove the file."
                     )
         else:
-            self.data = {"settings": settings, "machine": machine(), "libraries": {}, "problems": {}, "sequences": {}}
+            self.data = {
+                "settings": settings,
+                "machine": describe_cpu(),
+                "libraries": {},
+                "problems": {},
+                "sequences": {},
+            }
 
     def save(self) -> None:
         """Writes the file, at once or not at all."""

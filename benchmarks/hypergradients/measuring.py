@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.hypergradients.problems.exchange import LeftOut, Problem
 from benchmarks.hypergradients.worker import Worker, WorkerFailed, flat, relative_error
+from benchmarks.shared.timing import interval_of_median
 
 # The settings measured on each kind of problem: those with all methods, the others, and a quick look.
 GRIDS = {
@@ -69,17 +70,10 @@ def wanted(label: str, grid: dict) -> bool:
     return value is None or any(math.isclose(value, known, rel_tol=1e-6) for known in grid[name])
 
 
-def median_interval(times: list[float]) -> tuple[float, float, float]:
-    """Median and its 95 % interval, by order statistics; the whole range where the runs are too few for that."""
-    ordered, n = sorted(times), len(times)
-    rank, tail = 0, 0.0
-    while rank < n // 2:
-        tail += math.comb(n, rank) / 2**n
-        if 2 * tail > 0.05:
-            break
-        rank += 1
-    rank = max(rank - 1, 0)
-    return statistics.median(ordered), ordered[rank], ordered[n - 1 - rank]
+def summary_of(times: list[float]) -> dict[str, float]:
+    """Median and its 95 % interval; the whole range where the runs are too few for that."""
+    low, high = interval_of_median(times) or (min(times), max(times))
+    return {"median_s": statistics.median(times), "low_s": low, "high_s": high}
 
 
 def measure_problem(workers: list[Worker], problem: Problem, path: str, record: dict, plan: Plan) -> None:
@@ -208,7 +202,7 @@ def _time(worker: Worker, path: str, entry: dict, plan: Plan) -> None:
     seconds = _guarded(entry, run)
     if seconds is not None:
         entry["times"].append(seconds)
-        entry["median_s"], entry["low_s"], entry["high_s"] = median_interval(entry["times"])
+        entry |= summary_of(entry["times"])
 
 
 def _memory_alone(worker: Worker, path: str, label: str, plan: Plan) -> dict:
@@ -249,7 +243,7 @@ def measure_sequence(workers: list[Worker], name: str, path: str, record: dict, 
                 entry["steps"] = [*entry.get("steps", []), run["times"]]
                 entry["errors"], entry["products"] = run["errors"], run["products"]
                 entry["worst_error"] = max(run["errors"])
-                entry["median_s"], entry["low_s"], entry["high_s"] = median_interval(entry["times"])
+                entry |= summary_of(entry["times"])
                 plan.save()
     record["complete"] = True
 

@@ -32,7 +32,7 @@ from auxjax.methods import Context
 from auxjax.training.parallel import data_mesh, shard_batch
 from benchmarks.scaling import collectives
 from benchmarks.scaling.cases import ROWS, Case, Row, Sizes, make_case
-from benchmarks.task_weights import describe_machine
+from benchmarks.shared.machine import describe_machine
 from experiments import cli
 from experiments.reporting import terminal
 

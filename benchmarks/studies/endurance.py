@@ -31,7 +31,7 @@ import numpy as np
 from rich.table import Table
 
 from auxjax.training.checkpoint import arrays
-from benchmarks.task_weights import describe_machine
+from benchmarks.shared.machine import describe_machine
 from experiments import cli
 from experiments.reporting import terminal
 from experiments.runtime import interruption

@@ -80,7 +80,7 @@ class Lower(NamedTuple):
 
 def make_case(seed: int, options: argparse.Namespace) -> Case:
     """Digits with wrong labels, each image also turned by a random number of quarter turns, and initial params."""
-    splits = digits.load(seed, noise=options.noise, train_size=options.train, dev_size=options.dev)
+    data = digits.load(seed, noise=options.noise, train_size=options.train, dev_size=options.dev)
     key_train, key_dev, key_params = jax.random.split(jax.random.key(seed), 3)
 
     def batch(part, key):
@@ -99,7 +99,7 @@ def make_case(seed: int, options: argparse.Namespace) -> Case:
     params = {task: layer(key, width, size) for key, (task, size) in zip(keys[:2], TASKS.items(), strict=True)}
     if options.hidden:
         params["trunk"] = layer(keys[2], PIXELS, width)
-    return Case(params, batch(splits.train, key_train), batch(splits.dev, key_dev))
+    return Case(params, batch(data.pools["train"].arrays, key_train), batch(data.pools["dev"].arrays, key_dev))
 
 
 def losses(params, batch, key) -> auxjax.TaskLosses:

@@ -33,11 +33,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.special import bdtr
 
 import auxjax
 from auxjax.methods import Context
-from benchmarks.task_weights import describe_machine
+from benchmarks.shared.machine import describe_machine
+from benchmarks.shared.timing import median_interval
 from benchmarks.train_step.cases import MODELS, REFERENCES, ROWS, TASKS, Case, Row, default_rows, make_case
 from experiments.reporting import terminal
 
@@ -143,14 +143,6 @@ def describe_program(program) -> dict:
         "flops": float(cost.get("flops", 0.0)),
         "temporary_bytes": None if memory is None else int(memory.temp_size_in_bytes),
     }
-
-
-def median_interval(values) -> dict:
-    """Median and its 95 % interval by order statistics, without assumptions; `None` below 6 values."""
-    ordered = np.sort(np.asarray(values, float))
-    places = [j for j in range(1, ordered.size // 2 + 1) if 2 * bdtr(j - 1, ordered.size, 0.5) <= 0.05]
-    low, high = (float(ordered[places[-1] - 1]), float(ordered[-places[-1]])) if places else (None, None)
-    return {"median": float(np.median(ordered)), "low": low, "high": high, "turns": int(ordered.size)}
 
 
 def measure(kind: str, tasks: int, options: argparse.Namespace, follow) -> tuple[list[dict], list[dict]]:

@@ -1,8 +1,7 @@
 """Configs, one file per setting of a paper or a demonstration. The docstring gives command, time and expected result.
 
-A config module has `Settings` (a frozen dataclass of plain values), `load(settings, seed, data_dir) -> Splits`,
-`method_options(settings, shapes) -> {method: options}` and `build(settings, method, shapes) -> Experiment`. One that
-lies elsewhere is named by its path, `path/to/my_setting.py`: nothing is registered (docs/new_setting.md).
+`experiments.contract` says what a config module has. One that lies elsewhere is named by its path,
+`path/to/my_setting.py`: nothing is registered (docs/new_setting.md).
 """
 
 import dataclasses
@@ -14,7 +13,9 @@ import pathlib
 import pkgutil
 import sys
 
-PARTS = ("Settings", "load", "method_options", "build")
+from experiments.settings import RunSettings
+
+PARTS = ("Settings", "load", "build")
 
 
 def names() -> list[str]:
@@ -63,8 +64,9 @@ def _from_file(path: pathlib.Path):
         sys.path.remove(str(path.parent))
     if missing := [part for part in PARTS if not hasattr(module, part)]:
         raise ValueError(f"The config file {path} lacks {', '.join(missing)}; a config has {', '.join(PARTS)}.")
-    if not dataclasses.is_dataclass(module.Settings):
-        raise ValueError(f"{path}: expected Settings to be a frozen dataclass, got {module.Settings!r}.")
+    kind = module.Settings
+    if not (isinstance(kind, type) and issubclass(kind, RunSettings) and "__dataclass_fields__" in vars(kind)):
+        raise ValueError(f"{path}: expected Settings to be a frozen dataclass that extends RunSettings, got {kind!r}.")
     return module
 
 

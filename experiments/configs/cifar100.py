@@ -31,40 +31,25 @@ import optax
 from experiments.contract import Experiment
 from experiments.data import cifar100
 from experiments.inputs import batches
-from experiments.methods import labels
+from experiments.settings import setting
 from experiments.tasks import generated_labels, image_classification
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Sizes are in examples, `steps` and everything with "every" in inner updates; `train_size=0` takes all."""
+class Settings(image_classification.LargeModelSettings):
+    """Beside those of any run on images: the manual task, the networks and their rates; `train_size=0` takes all."""
 
-    manual: str = "human"
-    network: str = "convnet"
-    channels: tuple[int, ...] = (16, 32, 64)
-    label_channels: tuple[int, ...] = (8, 16, 32)
-    sub_classes: int = 5
+    manual: str = setting("human", choices=generated_labels.MANUAL)
+    network: str = setting("convnet", choices=generated_labels.NETWORKS)
+    channels: tuple[int, ...] = setting((16, 32, 64), least=1)
+    label_channels: tuple[int, ...] = setting((8, 16, 32), least=1)
+    sub_classes: int = setting(5, least=1)
     focal_gamma: float = 2.0
     steps: int = 1500
-    inner_steps: int = 10
-    outer_steps: int = 1
-    batch_size: int = 64
-    outer_batch_size: int = 64
     learning_rate: float = 5e-3
     generator_learning_rate: float = 1e-2
     policy_learning_rate: float = 3e-3
-    outer_learning_rate: float = 1e-2
-    weight_learning_rate: float = 1e-2
-    padding: int = 2
-    temperature: float = 0.01
-    dev: str = "held_out"
-    train_size: int = 10_000
     dev_size: int = 1000
-    validation_size: int = 2000
-    dtype: str = "float32"
-    accumulate: int = 1
-    remat: bool = False
-    input: str = "device"
     log_every: int = 150
     checkpoint_every: int = 750
 
@@ -83,7 +68,7 @@ def load(settings, seed, data_dir):
 method_options = generated_labels.method_options
 
 
-def build(settings, method, shapes) -> Experiment:
+def build(settings, shapes) -> Experiment:
     """The experiment: Adam with a cosine schedule, crops and mirror images."""
     network = generated_labels.make_network(
         settings.network, shapes.num_classes, settings.sub_classes, settings.channels
@@ -92,15 +77,12 @@ def build(settings, method, shapes) -> Experiment:
     return Experiment(
         model=model,
         step_model=image_classification.transformed(model, settings),
-        method=labels.make(method, method_options(settings, shapes)),
         optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
-        inner_steps=settings.inner_steps,
-        outer_steps=settings.outer_steps,
         init_params=image_classification.init_params(network, shapes.inputs),
         draw_inner=image_classification.draw(
             settings.batch_size, image_classification.crop_and_flip(settings.padding), lambda batch: batch
         ),
         draw_outer=batches.Draw(settings.outer_batch_size),
-        evaluate=image_classification.make_evaluate(network),
+        evaluators=(image_classification.evaluator(network),),
         metric="accuracy",
     )

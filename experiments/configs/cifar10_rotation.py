@@ -15,33 +15,22 @@ Label noise: --set noise=0.4.
 import dataclasses
 
 from experiments.data import cifar10
+from experiments.settings import setting
 from experiments.tasks import image_classification
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Sizes are in examples, `steps` and everything with "every" in inner updates; `train_size=0` takes all."""
+class Settings(image_classification.ConvNetSettings):
+    """Those of a convolutional network, and the share of wrong labels; `train_size=0` takes all images."""
 
-    noise: float = 0.0
+    noise: float = setting(0.0, most=1.0)
     steps: int = 20_000
     inner_steps: int = 20
     batch_size: int = 128
     outer_batch_size: int = 200
-    learning_rate: float = 1e-3
-    outer_learning_rate: float = 1e-2
-    weight_learning_rate: float = 1e-2
     channels: tuple[int, ...] = (64, 64, 128, 128)
     padding: int = 4
-    temperature: float = 0.01
-    auxiliary: tuple[str, ...] = ("rotation",)
-    dev: str = "held_out"
     train_size: int = 0
-    dev_size: int = 200
-    validation_size: int = 2000
-    dtype: str = "float32"
-    accumulate: int = 1
-    remat: bool = False
-    input: str = "device"
     log_every: int = 500
     checkpoint_every: int = 1000
 

@@ -21,35 +21,21 @@ seed and 2,000 images do not tell apart. Everything else was set once: width and
 import dataclasses
 
 from experiments.data import cifar10n
+from experiments.settings import setting
 from experiments.tasks import image_classification
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Sizes are in examples, `steps` and everything with "every" in inner updates; `train_size=0` takes all."""
+class Settings(image_classification.ConvNetSettings):
+    """Those of a convolutional network, and the kind of labels; `train_size=0` takes all images."""
 
-    noise_kind: str = "worse"
+    noise_kind: str = setting("worse", choices=tuple(cifar10n.KINDS))
     steps: int = 3000
-    inner_steps: int = 10
-    batch_size: int = 64
     outer_batch_size: int = 200
     learning_rate: float = 5e-3
     outer_learning_rate: float = 0.2
-    weight_learning_rate: float = 1e-2
     channels: tuple[int, ...] = (8, 32, 64)
-    padding: int = 2
-    temperature: float = 0.01
-    auxiliary: tuple[str, ...] = ("rotation",)
-    dev: str = "held_out"
-    train_size: int = 10_000
-    dev_size: int = 200
-    validation_size: int = 2000
-    dtype: str = "float32"
-    accumulate: int = 1
-    remat: bool = False
-    input: str = "device"
     log_every: int = 250
-    checkpoint_every: int = 500
 
 
 def load(settings, seed, data_dir):

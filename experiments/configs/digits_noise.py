@@ -14,35 +14,28 @@ import optax
 from auxjax.models import MLP
 from experiments.contract import Experiment
 from experiments.data import digits
-from experiments.methods import labels
 from experiments.methods.defaults import common_options
+from experiments.settings import RunSettings, setting
 from experiments.tasks import image_classification
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Sizes are in examples, `steps` and everything with "every" in inner updates."""
+class Settings(RunSettings):
+    """Beside those of any run: the share of wrong labels, the width of the hidden layers, the auxiliary tasks."""
 
-    noise: float = 0.4
+    noise: float = setting(0.4, most=1.0)
     steps: int = 3000
-    inner_steps: int = 10
     batch_size: int = 128
     outer_batch_size: int = 200
     learning_rate: float = 3e-4
     outer_learning_rate: float = 0.2
     weight_learning_rate: float = 0.1
-    hidden: int = 128
-    temperature: float = 0.01
+    hidden: int = setting(128, least=1)
     auxiliary: tuple[str, ...] = ("rotation",)
-    dev: str = "held_out"
-    dev_size: int = 200
-    input: str = "device"
-    log_every: int = 100
-    checkpoint_every: int = 500
 
 
 def load(settings, seed, data_dir):
-    """The splits; the digits come with scikit-learn, so `data_dir` has nothing to say."""
+    """The splits; the digits come with scikit-learn, `data_dir` is not used."""
     if data_dir is not None:
         raise ValueError(f"--data-dir {data_dir}: the digits are bundled with scikit-learn; leave --data-dir out.")
     return digits.load(seed, noise=settings.noise, dev_size=settings.dev_size)
@@ -53,7 +46,7 @@ def method_options(settings, shapes) -> dict[str, dict]:
     return common_options(settings, shapes, settings.auxiliary, max_updates=150, fixed_weight=3.0)
 
 
-def build(settings, method, shapes) -> Experiment:
+def build(settings, shapes) -> Experiment:
     """The experiment: a multilayer perceptron trained by Adam."""
     network = MLP(
         hidden=(settings.hidden, settings.hidden),
@@ -65,12 +58,10 @@ def build(settings, method, shapes) -> Experiment:
 
     return Experiment(
         model=image_classification.task_model(network, settings.auxiliary),
-        method=labels.make(method, method_options(settings, shapes)),
         optimizer=optax.adam(settings.learning_rate),
-        inner_steps=settings.inner_steps,
         init_params=init_params,
         draw_inner=image_classification.draw(settings.batch_size),
         draw_outer=image_classification.draw(settings.outer_batch_size),
-        evaluate=image_classification.make_evaluate(network),
+        evaluators=(image_classification.evaluator(network),),
         metric="accuracy",
     )

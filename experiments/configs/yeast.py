@@ -22,32 +22,26 @@ from auxjax.models import MLP
 from experiments.contract import Experiment
 from experiments.data import yeast as data
 from experiments.inputs import batches
-from experiments.methods import labels
 from experiments.methods.defaults import common_options
+from experiments.settings import RunSettings, setting
 from experiments.tasks import multilabel
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Sizes are in examples, `steps` and everything with "every" in inner updates; `labelled` is a share of train."""
+class Settings(RunSettings):
+    """Beside those of any run: the primary label, the share of train that shows it, the width of the hidden layers."""
 
     primary: str = "Class4"
-    labelled: float = 0.05
-    steps: int = 1000
+    labelled: float = setting(0.05, most=1.0)
     inner_steps: int = 5
     batch_size: int = 256
     outer_batch_size: int = 60
-    learning_rate: float = 1e-3
     outer_learning_rate: float = 0.1
     weight_learning_rate: float = 5e-3
-    hidden: int = 128
-    temperature: float = 0.01
-    dev: str = "held_out"
+    hidden: int = setting(128, least=1)
     dev_size: int = 60
     validation_size: int = 300
-    input: str = "device"
     log_every: int = 50
-    checkpoint_every: int = 500
 
 
 def load(settings, seed, data_dir):
@@ -69,7 +63,7 @@ def method_options(settings, shapes) -> dict[str, dict]:
     return {**options, "auxinash": {**options["auxinash"], "refresh": "outer"}}
 
 
-def build(settings, method, shapes) -> Experiment:
+def build(settings, shapes) -> Experiment:
     """The experiment: a multilayer perceptron trained by Adam."""
     network = MLP(hidden=(settings.hidden, settings.hidden), heads=multilabel.heads(shapes.tasks))
 
@@ -78,12 +72,10 @@ def build(settings, method, shapes) -> Experiment:
 
     return Experiment(
         model=multilabel.task_model(network, shapes.tasks),
-        method=labels.make(method, method_options(settings, shapes)),
         optimizer=optax.adam(settings.learning_rate),
-        inner_steps=settings.inner_steps,
         init_params=init_params,
         draw_inner=batches.Draw(settings.batch_size),
         draw_outer=batches.Draw(settings.outer_batch_size),
-        evaluate=multilabel.make_evaluate(network),
+        evaluators=(multilabel.evaluator(network),),
         metric="auroc",
     )

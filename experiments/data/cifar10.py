@@ -9,8 +9,9 @@ import pathlib
 
 from experiments.data import cifar
 from experiments.data.cifar import decode as decode
+from experiments.data.examples import four_pools, make_examples
 from experiments.data.noise import symmetric_noise
-from experiments.data.splits import Splits, check_splits, make_examples
+from experiments.data.pools import Data
 
 NUM_CLASSES = 10
 NPZ_SHA256 = "37970d1bf9dbb9740b3a3cdd3b6e0f05cb1cd2070728a0edf9d1f3ecefcbba45"
@@ -35,7 +36,7 @@ def load(
     dev_size: int | float = 200,
     validation_size: int | float = 2_000,
     test_size: int | float | None = None,
-) -> Splits:
+) -> Data:
     """CIFAR-10 with the official test set; the rest cut in three by class, training labels corrupted if asked.
 
     Args:
@@ -50,7 +51,7 @@ def load(
         same one for every seed, for quick runs.
 
     Returns:
-      `Splits` with uint8 images [n, 32, 32, 3].
+      `Data` with uint8 images [n, 32, 32, 3].
 
     Raises:
       FileNotFoundError: nothing readable at `data_dir`; the message says how to get the data.
@@ -71,9 +72,7 @@ def load(
     noisy = symmetric_noise(parts["train"]["true_label"], noise, NUM_CLASSES, seed, kind=noise_kind)
     parts["train"] |= noisy._asdict()
     text = f"CIFAR-10 (Krizhevsky, 2009) from {source.text}; official test split, the rest split with seed {seed}"
-    splits = Splits(**parts, num_classes=NUM_CLASSES, classes=source.classes["label"], source=text)
-    check_splits(splits)
-    return splits
+    return four_pools(parts, num_classes=NUM_CLASSES, classes=source.classes["label"], source=text)
 
 
 def find(data_dir: str | os.PathLike | None) -> tuple[str, pathlib.Path]:

@@ -16,7 +16,8 @@ import os
 import numpy as np
 
 from experiments.data import cifar
-from experiments.data.splits import Splits, check_splits, make_examples
+from experiments.data.examples import four_pools, make_examples
+from experiments.data.pools import Data
 
 NUM_CLASSES, NUM_SUB_CLASSES = 20, 5
 NUM_FINE = NUM_CLASSES * NUM_SUB_CLASSES
@@ -41,7 +42,7 @@ def load(
     dev_size: int | float = 200,
     validation_size: int | float = 2_000,
     test_size: int | float | None = None,
-) -> Splits:
+) -> Data:
     """CIFAR-100 by super-class with the official test set; the rest cut in three.
 
     The cut is stratified by fine class, or by super-class if train, dev or validation has fewer examples than there
@@ -57,7 +58,7 @@ def load(
         one for every seed, for quick runs.
 
     Returns:
-      `Splits` with uint8 images [n, 32, 32, 3], super-classes as labels and `sub_label`.
+      `Data` with uint8 images [n, 32, 32, 3], super-classes as labels and `sub_label`.
 
     Raises:
       FileNotFoundError: nothing readable at `data_dir`; the message says how to get the data.
@@ -85,15 +86,13 @@ def load(
         for name, part in found.items()
     }
     text = f"CIFAR-100 (Krizhevsky, 2009) from {source.text}; official test split, the rest split with seed {seed}"
-    splits = Splits(
-        **parts,
+    return four_pools(
+        parts,
         num_classes=NUM_CLASSES,
         classes=source.classes["coarse_label"],
         source=text,
         num_sub_classes=NUM_SUB_CLASSES,
     )
-    check_splits(splits)
-    return splits
 
 
 def _check_range(source: cifar.Source, key: str) -> None:

@@ -30,8 +30,9 @@ import pickle
 import numpy as np
 
 from experiments.data import cifar10
+from experiments.data.checking import check_data
 from experiments.data.files import load_npz
-from experiments.data.splits import Splits, check_splits
+from experiments.data.pools import Data, Pool
 
 KINDS = {"aggregate": "aggre_label", "worse": "worse_label"} | {f"random{k}": f"random_label{k}" for k in (1, 2, 3)}
 OFFICIAL_NAME = "CIFAR-10_human.npy"
@@ -65,7 +66,7 @@ def load(
     dev_size: int | float = 200,
     validation_size: int | float = 2_000,
     test_size: int | float | None = None,
-) -> Splits:
+) -> Data:
     """CIFAR-10 with people's labels in train; everything else is as in `cifar10.load`, to the last image.
 
     Args:
@@ -76,7 +77,7 @@ def load(
       train_size, dev_size, validation_size, test_size: as in `cifar10.load`.
 
     Returns:
-      `Splits` with uint8 images [n, 32, 32, 3].
+      `Data` with uint8 images [n, 32, 32, 3].
 
     Raises:
       FileNotFoundError: no images, or no labels with them; the message says how to get them.
@@ -89,7 +90,7 @@ def load(
         raise ValueError(f"{_WHERE}: kind must be one of {', '.join(KINDS)}, got {kind!r}.{hint}")
     form, path = cifar10.find(data_dir)
     file, arrays = _read_subset(path, kind) if form == "npz" else _read_official(path, kind)
-    splits = cifar10.load(
+    data = cifar10.load(
         seed,
         data_dir=path,
         train_size=train_size,
@@ -97,13 +98,14 @@ def load(
         validation_size=validation_size,
         test_size=test_size,
     )
-    _check_match(splits, arrays, kind, file)
-    label = arrays[KINDS[kind]][splits.train["example_id"]]
-    train = splits.train | {"label": label, "corrupted": label != splits.train["true_label"]}
-    text = f"{splits.source}; training labels by people (CIFAR-10N, {kind}; Wei et al., 2022) from {file.name}"
-    splits = splits._replace(train=train, source=text)
-    check_splits(splits)
-    return splits
+    _check_match(data, arrays, kind, file)
+    train = data.pools["train"].arrays
+    label = arrays[KINDS[kind]][train["example_id"]]
+    noisy = Pool("train", train | {"label": label, "corrupted": label != train["true_label"]})
+    text = f"{data.source}; training labels by people (CIFAR-10N, {kind}; Wei et al., 2022) from {file.name}"
+    data = data._replace(pools=data.pools | {"train": noisy}, source=text)
+    check_data(data)
+    return data
 
 
 def _read_subset(archive: pathlib.Path, kind: str) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
@@ -187,9 +189,9 @@ def _integers(arrays: dict[str, np.ndarray], file: pathlib.Path) -> dict[str, np
     return {key: label.astype(np.int32) for key, label in arrays.items()}
 
 
-def _check_match(splits: Splits, arrays: dict[str, np.ndarray], kind: str, file: pathlib.Path) -> None:
+def _check_match(data: Data, arrays: dict[str, np.ndarray], kind: str, file: pathlib.Path) -> None:
     """Raises a ValueError if the labels belong to other images, or to these in another order."""
-    parts = (splits.train, splits.dev, splits.validation)
+    parts = [data.pools[name].arrays for name in ("train", "dev", "validation")]
     ids = np.concatenate([part["example_id"] for part in parts])
     true = np.concatenate([part["true_label"] for part in parts])
     label = arrays[KINDS[kind]]

@@ -9,8 +9,9 @@ at equal seeds only.
 import numpy as np
 
 from experiments.data.cutting import four_way_split
+from experiments.data.examples import four_pools, make_examples
 from experiments.data.noise import symmetric_noise
-from experiments.data.splits import Splits, check_splits, make_examples
+from experiments.data.pools import Data
 
 NUM_CLASSES = 10
 
@@ -24,7 +25,7 @@ def load(
     dev_size: int | float = 200,
     validation_size: int | float = 200,
     test_size: int | float = 500,
-) -> Splits:
+) -> Data:
     """The digits, cut in four by class, with corrupted training labels.
 
     Args:
@@ -35,7 +36,7 @@ def load(
       dev_size, validation_size, test_size: counts or fractions.
 
     Returns:
-      `Splits` with float32 images [n, 8, 8, 1] in [0, 1]; `example_id` is the row in scikit-learn's array.
+      `Data` with float32 images [n, 8, 8, 1] in [0, 1]; `example_id` is the row in scikit-learn's array.
 
     Raises:
       ValueError: from `four_way_split` or `symmetric_noise`.
@@ -57,11 +58,9 @@ def load(
     parts = {name: make_examples(image[rows], label[rows], rows) for name, rows in indices._asdict().items()}
     noisy = symmetric_noise(parts["train"]["true_label"], noise, NUM_CLASSES, seed, kind=noise_kind)
     parts["train"] |= noisy._asdict()
-    splits = Splits(
-        **parts,
+    return four_pools(
+        parts,
         num_classes=NUM_CLASSES,
         classes=tuple(str(name) for name in data.target_names),
         source=f"scikit-learn's load_digits ({label.size} images of 8 x 8 pixels), split with seed {seed}",
     )
-    check_splits(splits)
-    return splits

@@ -204,7 +204,17 @@ def chunks(array):
     step = max(1, _CHUNK // max(row, 1))
     for at in range(0, array.shape[0], step):
         stop = min(at + step, array.shape[0])
-        yield at, array[at:stop] if isinstance(array, np.ndarray) else np.asarray(array[list(range(at, stop))])
+        yield at, rows(array, at, stop)
+
+
+def rows(array, start: int, stop: int) -> np.ndarray:
+    """Rows of an array, lazy or not, as NumPy."""
+    return array[start:stop] if isinstance(array, np.ndarray) else np.asarray(array[list(range(start, stop))])
+
+
+def at_rows(array, indices: np.ndarray) -> np.ndarray:
+    """The rows at some indices of an array, lazy or not, as NumPy."""
+    return array[indices] if isinstance(array, np.ndarray) else np.asarray(array[indices.tolist()])
 
 
 class _Stacked:

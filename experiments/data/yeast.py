@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.cutting import four_way_split, generator, stratified_subset
+from experiments.data.examples import four_pools, make_examples
 from experiments.data.files import load_npz
-from experiments.data.splits import Splits, check_splits, make_examples
+from experiments.data.pools import Data
 
 NUM_FEATURES, NUM_LABELS = 103, 14
 NPZ_NAME = "multilabel_yeast_scene.npz"
@@ -55,7 +56,7 @@ def load(
     labelled: float = 0.05,
     dev_size: int | float = 60,
     validation_size: int | float = 300,
-) -> Splits:
+) -> Data:
     """Yeast with one primary label, shown for a share of the training examples, and 13 auxiliary ones.
 
     Args:
@@ -66,7 +67,7 @@ def load(
       dev_size, validation_size: counts or fractions of the official training part.
 
     Returns:
-      `Splits` with float32 `features`; `example_id` is the row in the official order, the test part behind the other.
+      `Data` with float32 `features`; `example_id` is the row in the official order, the test part behind the other.
 
     Raises:
       FileNotFoundError: nothing readable at `data_dir`; the message says how to get the data.
@@ -105,16 +106,14 @@ def load(
     _check_both(labels[indices.train[shown], place], source.labels[place], "what is labelled of train")
     parts["train"] = examples(source.train, indices.train, 0, shown)
     parts["test"] = examples(source.test, np.arange(len(source.test[0])), len(features))
-    splits = Splits(
-        **parts,
+    return four_pools(
+        parts,
         num_classes=2,
         classes=("absent", "present"),
         source=f"yeast (Elisseeff and Weston, 2001) from {source.text}, {len(features)} + {len(source.test[0])} "
         f"examples; official test part, the rest split with seed {seed}",
         tasks=(source.labels[place], *(source.labels[other] for other in others)),
     )
-    check_splits(splits)
-    return splits
 
 
 def _shown(label: np.ndarray, share: float, seed: int) -> np.ndarray:

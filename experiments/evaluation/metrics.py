@@ -1,15 +1,18 @@
 """What the numbers of a result are called and how they are shown: the one place that knows a metric by name.
 
-    validation_<metric>            logged
+    validation_<metric>            logged; where there are several pools, their mean
+    validation_<pool>_<metric>     on one of several pools; the same for test
     test_<metric>                  at the last step
     selected_test_<metric>         at the step that was best on validation
     selected_validation_<metric>   there, on validation
     corrupted_auroc                how well the weights tell wrong training labels
 
-A metric is of the primary task. `metric` in run.json is the one a run selects by: the step, or the point of a sweep,
-with most of it, or with least where less is better.
+`metric` in run.json is the one a run selects by: the step, or the point of a sweep, with most of it, or with least
+where less is better. A setting may bring metrics of its own: they are `metrics` in run.json, and whoever reads that
+registers them.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -40,10 +43,40 @@ _FORMS = {
 }
 
 
+def register(metrics: Mapping[str, Metric | Mapping]) -> None:
+    """Makes metrics known by name in this process; a name that is known keeps its form.
+
+    Args:
+      metrics: `{name: Metric}`, or what `as_plain` made of it.
+
+    Raises:
+      ValueError: a name that is known and has another direction.
+    """
+    for name, given in metrics.items():
+        metric = given if isinstance(given, Metric) else Metric(**given)
+        there = METRICS.setdefault(name, metric)
+        if there.less_is_better != metric.less_is_better:
+            direction = "less" if there.less_is_better else "more"
+            raise ValueError(
+                f"metric {name!r}: expected {direction} to be better, as for the metric known by that name."
+            )
+
+
+def as_plain(metrics: Mapping[str, Metric]) -> dict[str, dict]:
+    """The metrics for a JSON file."""
+    return {name: metric._asdict() for name, metric in metrics.items()}
+
+
+def _name_of(name: str) -> str | None:
+    """The metric in the name of a number: the longest that it ends with."""
+    found = [key for key in METRICS if name == key or name.endswith(f"_{key}")]
+    return max(found, key=len, default=None)
+
+
 def metric_of(name: str) -> Metric:
     """How a number of a result, or a metric, is shown; any other number as it is."""
-    found = [metric for key, metric in METRICS.items() if name == key or name.endswith(f"_{key}")]
-    return found[0] if found else Metric(name.replace("_", " "), "", 1.0, 4)
+    found = _name_of(name)
+    return Metric(name.replace("_", " "), "", 1.0, 4) if found is None else METRICS[found]
 
 
 def goodness(name: str, value: float) -> float:
@@ -54,10 +87,11 @@ def goodness(name: str, value: float) -> float:
 
 
 def heading(name: str) -> str:
-    """The column of a number in words, such as "test accuracy %"."""
-    metric = metric_of(name)
-    form = next((form for prefix, form in _FORMS.items() if name.startswith(prefix)), "{}")
-    return form.format(metric.label) + f" {metric.unit}" * bool(metric.unit)
+    """The column of a number in words, such as "test accuracy %", or "test sketch accuracy %" of a pool "sketch"."""
+    metric, key = metric_of(name), _name_of(name)
+    prefix = next((prefix for prefix in _FORMS if name.startswith(prefix)), "")
+    pool = "" if key is None else name.removeprefix(prefix).removesuffix(key).replace("_", " ")
+    return _FORMS.get(prefix, "{}").format(pool + metric.label) + f" {metric.unit}" * bool(metric.unit)
 
 
 def axis(name: str) -> str:

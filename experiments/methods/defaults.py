@@ -20,7 +20,7 @@ def common_options(
     Args:
       settings: a config's `Settings`; `outer_learning_rate` is the scheduler's of JTDS, `weight_learning_rate` that of
         weights.
-      shapes: `training.single.Shapes` of the data.
+      shapes: `data.pools.Shapes` of the data.
       auxiliary: names of the auxiliary tasks.
       max_updates: outer updates after which ARML's sampling ends.
       fixed_weight: weight of every auxiliary task with `fixed_weights`.
@@ -45,6 +45,14 @@ def common_options(
         "n_jtds": {"num_examples": shapes.num_train, "ids": _index, "outer_optimizer": optax.adam(0.1)},
         "ol_aux": weights,
     }
+
+
+def options_of(config, settings, shapes) -> dict[str, dict]:
+    """`{method: options}` of a config module: its own `method_options`, or common ones for the tasks of the data."""
+    if hasattr(config, "method_options"):
+        return config.method_options(settings, shapes)
+    updates = max(1, settings.steps // settings.inner_steps // 2)
+    return common_options(settings, shapes, shapes.tasks[1:], max_updates=updates, fixed_weight=1.0)
 
 
 def _index(batch):

@@ -30,7 +30,7 @@ def summarise(groups: dict[str, list], selected_by: list[str], against: str | No
     """Means, intervals and differences.
 
     Args:
-      groups: `{label: runs}`, see `report.by_method`.
+      groups: `{label: runs}`, see `runs.by_method`.
       selected_by: the metrics the runs choose their best step by.
       against: the label whose results are taken from the others' of the same config and seeds, in the first metric
         at the last step; `None` for no such column.

@@ -8,11 +8,11 @@ import pathlib
 
 import numpy as np
 
-from experiments import report
 from experiments.evaluation import metrics
 from experiments.evaluation.statistics import mean_and_interval
 from experiments.reporting import summary, terminal
 from experiments.reporting.plots import sweep as sweep_plot
+from experiments.reporting.runs import Run, write_table
 from experiments.runtime import records
 from experiments.training import grid
 
@@ -33,8 +33,9 @@ def write(sweep: grid.Sweep, directory: pathlib.Path) -> None:
     about = records.read_json(directory / "sweep.json")
     groups = runs_by_point(sweep, directory, about)
     metric = about["metric"]
+    metrics.register(about.get("metrics", {}))
     found = summary.summarise(groups, [metric], None)
-    report.write_table([run for runs in groups.values() for run in runs], directory / "table.csv")
+    write_table([run for runs in groups.values() for run in runs], directory / "table.csv")
     first = ", ".join(over.name for over in sweep.over) or "method"
     (directory / "table.md").write_text(summary.as_markdown(found, first))
     title = f"{sweep.config}: {sweep.method}, {sweep.settings.steps} steps"
@@ -50,7 +51,7 @@ def write(sweep: grid.Sweep, directory: pathlib.Path) -> None:
         terminal.show_files("Plot", [directory / "sweep.png"])
 
 
-def runs_by_point(sweep, directory: pathlib.Path, about: dict) -> dict[str, list[report.Run]]:
+def runs_by_point(sweep, directory: pathlib.Path, about: dict) -> dict[str, list[Run]]:
     """`{values: runs}`, a group per point, its runs as `experiments.report` has those of a comparison."""
     logs = {}
     for line in records.read_lines(directory / "metrics.jsonl"):
@@ -61,7 +62,7 @@ def runs_by_point(sweep, directory: pathlib.Path, about: dict) -> dict[str, list
         settings = {name: value for name, value in settings.items() if name not in ("over", "seeds")}
         what = {"config": sweep.config, "method": one["method"], "seed": seed, "settings": settings}
         what |= {"primary": about["primary"], "metric": about["metric"]}
-        run = report.Run(directory, what, logs.get((grid.text_of(point), seed), []), one["result"])
+        run = Run(directory, what, logs.get((grid.text_of(point), seed), []), one["result"])
         groups.setdefault(", ".join(f"{value:g}" for value in point.values()) or sweep.method, []).append(run)
     return groups
 

@@ -27,6 +27,7 @@ import numpy as np
 
 IDENTITY = ("config", "method", "seed", "settings")
 DATA = ("data", "data_crc32")
+FORMAT = 2  # of run.json and the checkpoints; runs of another one are read by reports, and not resumed
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the quota, the largest file allowed
 _LEFTOVERS = {"lock", "run.partial"}  # what a process killed while it claimed the folder can leave
 _PACKAGES = ("auxjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -64,7 +65,7 @@ def find_run(directory: pathlib.Path, description: dict) -> dict | None:
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; --out is the folder of a run. Use another --out.")
     if directory.exists() and {entry.name for entry in directory.iterdir()} - _LEFTOVERS:
-        raise ValueError(f"{directory} is there already and holds no run.json, so it is no run. Use another --out.")
+        raise ValueError(f"{directory} is there already and holds no run.json, so it is not a run. Use another --out.")
     return None
 
 
@@ -94,11 +95,17 @@ def claim(directory: pathlib.Path, description: dict, beside: dict):
         if path.exists():
             _refuse_different(directory, read_json(path), {**description, **beside}, IDENTITY + DATA)
         else:
-            write_json(path, {**description, **beside, "versions": versions()})
+            write_json(path, {**description, **beside, "format": FORMAT, "versions": versions()})
         yield
 
 
 def _refuse_different(directory, there: dict, wanted: dict, fields) -> None:
+    if there.get("format") != FORMAT:
+        version = there.get("versions", {}).get("auxjax", "another version")
+        raise ValueError(
+            f"{directory} holds a run of auxjax {version} in another format: expected {FORMAT}, got "
+            f"{there.get('format', 1)}. Reports still read it. To train, use another --out, or that version."
+        )
     different = differences(there, wanted, fields)
     if different:
         raise ValueError(

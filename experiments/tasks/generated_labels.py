@@ -80,15 +80,7 @@ def generator(heads: dict[str, int], channels: tuple[int, ...], shape: tuple[int
 
 
 def method_options(settings, shapes) -> dict[str, dict]:
-    """Options of the methods that need some.
-
-    Raises:
-      ValueError: another network, manual task or dtype than there are; it is called before any data are read.
-    """
-    image_classification.check_large_model_settings(settings)
-    for name, known in (("network", NETWORKS), ("manual", MANUAL)):
-        if getattr(settings, name) not in known:
-            raise ValueError(f"{name}={getattr(settings, name)!r}: expected one of {', '.join(known)}.")
+    """Options of the methods that need some."""
     classes = shapes.num_classes * settings.sub_classes
     shared = {"labels": primary_label, "sub_classes": settings.sub_classes}
     learned = {"outer_optimizer": optax.adam(settings.generator_learning_rate)}

@@ -6,6 +6,8 @@ whose updates cost what those of equal weights do. A decoy can be added, fixed r
 with the image, to see which methods notice.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,14 +17,50 @@ from auxjax.models import ConvNet
 from auxjax.tasks.rotation import rotation_batch
 from auxjax.training.model_transforms import accumulate, mixed_precision, remat
 from experiments.contract import Experiment
+from experiments.evaluation import classification
+from experiments.evaluation.evaluators import Evaluator
 from experiments.inputs import batches
-from experiments.methods import labels as method_labels
 from experiments.methods.defaults import common_options
+from experiments.settings import RunSettings, setting
 
 PRIMARY = "class"
 AUXILIARY = ("rotation", "decoy")
 DECOY_CLASSES = 5
 DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class LargeModelSettings(RunSettings):
+    """Settings of images that are cut from a published training set, and of models that want memory.
+
+    Attributes:
+      padding: pixels reflected at the border before a random crop.
+      train_size: training examples, 0 for all that remain.
+      validation_size: validation examples.
+      dtype: what the network computes in.
+      accumulate: parts of a batch whose gradients are added up, one at a time.
+      remat: compute activations again in the backward pass.
+    """
+
+    padding: int = 2
+    train_size: int = 10_000
+    validation_size: int = 2000
+    dtype: str = setting("float32", choices=DTYPES)
+    accumulate: int = setting(1, least=1)
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNetSettings(LargeModelSettings):
+    """Settings of `convnet_experiment`.
+
+    Attributes:
+      channels: of the convolutions.
+      auxiliary: names of auxiliary tasks.
+    """
+
+    channels: tuple[int, ...] = setting((16, 32, 64), least=1)
+    auxiliary: tuple[str, ...] = ("rotation",)
 
 
 def heads(num_classes: int, auxiliary: tuple[str, ...]) -> dict[str, int]:
@@ -54,12 +92,6 @@ def forward(network, params, model_state, images):
     else:
         out, new_state = network.apply({"params": params, **model_state}, images, train=True, mutable=list(model_state))
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), out), new_state
-
-
-def check_large_model_settings(settings) -> None:
-    """Raises a ValueError for a `dtype` there is not; the rest concerns the batch, and is for `accumulate` to say."""
-    if settings.dtype not in DTYPES:
-        raise ValueError(f"dtype={settings.dtype!r}: expected one of {', '.join(DTYPES)}.")
 
 
 def transformed(model: TaskModel, settings) -> TaskModel:
@@ -134,22 +166,13 @@ def crop_and_flip(padding: int):
     return augment
 
 
-def make_evaluate(network, chunk: int = 1000):
-    """`(params, model_state, split) -> {"accuracy"}`, in chunks so that any test set fits in memory."""
+def evaluator(network, chunk: int = 1000) -> Evaluator:
+    """Accuracy of the primary head."""
 
-    @jax.jit
-    def correct(params, model_state, images, labels):
-        variables = {"params": params, **(model_state or {})}
-        scores = network.apply(variables, to_float(images), train=False).heads[PRIMARY]
-        return jnp.sum(jnp.argmax(scores, axis=-1) == labels)
+    def scores_of(params, model_state, images):
+        return network.apply({"params": params, **(model_state or {})}, to_float(images), train=False).heads[PRIMARY]
 
-    def evaluate(params, model_state, split) -> dict[str, float]:
-        images, labels = split["image"], split["label"]
-        parts = range(0, len(labels), chunk)
-        found = [correct(params, model_state, images[i : i + chunk], labels[i : i + chunk]) for i in parts]
-        return {"accuracy": float(sum(int(part) for part in found)) / len(labels)}
-
-    return evaluate
+    return classification.accuracy(scores_of, chunk=chunk)
 
 
 def init_params(network, shape: tuple[int, ...]):
@@ -163,36 +186,28 @@ def init_params(network, shape: tuple[int, ...]):
 
 
 def convnet_options(settings, shapes) -> dict[str, dict]:
-    """Options of the methods that need some, for `convnet_experiment`.
-
-    Raises:
-      ValueError: a dtype there is not; it is called before any data are read.
-    """
-    check_large_model_settings(settings)
+    """Options of the methods that need some, for `convnet_experiment`."""
     return common_options(settings, shapes, settings.auxiliary, max_updates=200, fixed_weight=0.3)
 
 
-def convnet_experiment(settings, method: str, shapes) -> Experiment:
+def convnet_experiment(settings, shapes) -> Experiment:
     """A convolutional network with BatchNorm (whose statistics only inner updates move), Adam with a cosine schedule.
 
     Args:
-      settings: a config's, with `channels`, `auxiliary`, `learning_rate`, `steps`, `inner_steps`, `padding` (of the
+      settings: a config's, with `channels`, `auxiliary`, `learning_rate`, `steps`, `padding` (of the
         crops; there are mirror images, too), `batch_size`, `outer_batch_size` and what `transformed` and
         `common_options` want.
-      method: a label, see `methods.labels`.
-      shapes: `training.single.Shapes`.
+      shapes: `data.pools.Shapes`.
     """
     network = ConvNet(heads=heads(shapes.num_classes, settings.auxiliary), channels=settings.channels, norm="batch")
     model = task_model(network, settings.auxiliary)
     return Experiment(
         model=model,
         step_model=transformed(model, settings),
-        method=method_labels.make(method, convnet_options(settings, shapes)),
         optimizer=optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps)),
-        inner_steps=settings.inner_steps,
         init_params=init_params(network, shapes.inputs),
         draw_inner=draw(settings.batch_size, crop_and_flip(settings.padding)),
         draw_outer=draw(settings.outer_batch_size),
-        evaluate=make_evaluate(network),
+        evaluators=(evaluator(network),),
         metric="accuracy",
     )

@@ -5,13 +5,12 @@ primary task counts only where its label is shown. As the classes of one label c
 judged by the area under the ROC curve, with the accuracy at probability 1/2 beside it.
 """
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from auxjax import TaskLosses, TaskModel
-from experiments.evaluation.statistics import auroc
+from experiments.evaluation import classification
+from experiments.evaluation.evaluators import Evaluator
 
 HEAD = "labels"
 
@@ -35,15 +34,10 @@ def task_model(network, tasks: tuple[str, ...]) -> TaskModel:
     return TaskModel(losses, primary=tasks[0], trunk=lambda path: "trunk" in path)
 
 
-def make_evaluate(network):
-    """`(params, model_state, split) -> {"accuracy", "auroc"}` of the primary task."""
+def evaluator(network) -> Evaluator:
+    """Accuracy and area under the ROC curve of the primary task."""
 
-    @jax.jit
     def logits_of(params, features):
         return network.apply({"params": params}, features, train=False).heads[HEAD][:, 0]
 
-    def evaluate(params, model_state, split) -> dict[str, float]:
-        logits, positive = np.asarray(logits_of(params, split["features"])), split["label"] == 1
-        return {"accuracy": float(np.mean((logits > 0) == positive)), "auroc": auroc(logits, positive)}
-
-    return evaluate
+    return classification.binary(logits_of)

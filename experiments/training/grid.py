@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from auxjax import methods
 from experiments import configs
-from experiments.methods import labels
-from experiments.training.single import check_method, check_seed, check_settings
+from experiments.methods import defaults, labels
+from experiments.settings import check_settings
+from experiments.training.single import check_method, check_seed
 
 
 class Over(NamedTuple):
@@ -150,9 +151,9 @@ def describe(sweep: Sweep) -> dict:
 
 
 def build(sweep: Sweep, point, shapes):
-    """The experiment of a run; "+dev" is for the data to say. Numbers of the point may be traced."""
+    """The experiment and the method of a run; "+dev" is handled when the data are loaded. Numbers may be traced."""
     config, first = configs.get(sweep.config), sweep.points()[0]
     label = labels.text_of(labels.parse(sweep.label_of(first))._replace(with_dev=False))
     settings, options = sweep.settings_of(point), sweep.split(point)[0]
-    experiment = config.build(settings, label, shapes)
-    return experiment._replace(method=labels.make(label, config.method_options(settings, shapes), **options))
+    method = labels.make(label, defaults.options_of(config, settings, shapes), **options)
+    return config.build(settings, shapes), method

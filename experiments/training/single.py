@@ -1,14 +1,9 @@
-"""The training loop of one run: data, step, log, checkpoints, and one look at the test set.
-
-Read it from top to bottom: it does what every run does, and nothing here depends on the method or the data set.
-"""
+"""One run: its data and its program, what it logs, and its results."""
 
 import dataclasses
 import functools
-import math
 import pathlib
 import time
-import zlib
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,58 +12,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from auxjax import make_step, task_weights
-from auxjax.training.checkpoint import open_checkpoints, save
 from auxjax.training.memory import MemoryEstimate, estimate_memory
-from auxjax.training.parallel import on_all, state_shardings
+from auxjax.training.parallel import on_all, replicate, state_shardings
 from experiments import configs
-from experiments.contract import on_device, visible
-from experiments.data.splits import INPUTS, check_splits, input_of, merge
-from experiments.evaluation.metrics import goodness
+from experiments.contract import Experiment
+from experiments.data import pools
+from experiments.data.checking import check_data
+from experiments.data.pools import Column, Data, PoolShape, Shapes
+from experiments.evaluation.evaluators import Trained
+from experiments.evaluation.metrics import as_plain
 from experiments.evaluation.statistics import auroc
 from experiments.inputs import feeds
-from experiments.inputs.batches import take
-from experiments.methods import labels
-from experiments.runtime import interruption, processes, records
-from experiments.training.resuming import resume
+from experiments.inputs.batches import Draw
+from experiments.methods import defaults, labels
+from experiments.runtime import processes, records
+from experiments.settings import check_settings
+from experiments.training import checks, judging, loop, sources
 
-DEV_MODES = ("held_out", "train")
-AT_LEAST_ONE = {"steps", "log_every", "checkpoint_every", "inner_steps", "batch_size", "outer_batch_size", "hidden"}
-AT_LEAST_ONE |= {"outer_steps", "channels", "label_channels", "sub_classes", "accumulate"}
-
-
-class Shapes(NamedTuple):
-    """What a config's `build` may know of the data.
-
-    Attributes:
-      inputs: shape of one example's input, such as that of an image.
-      num_classes: classes of the primary task.
-      num_train: training examples.
-      tasks: names of the primary and the auxiliary tasks where the data have them, see `Splits`.
-    """
-
-    inputs: tuple[int, ...]
-    num_classes: int
-    num_train: int
-    tasks: tuple[str, ...] = ()
+# Shapes of no data, to try out a method's options before any are read.
+STAND_IN = Shapes(
+    (PoolShape("train", "train", 1, (("x", (1,), "float32"),)),),
+    (("x", Column("input", "real")), ("y", Column("target", "class", size=2))),
+    "y",
+    (),
+)
 
 
 def check_method(config: str, settings, method: str) -> None:
     """Raises a ValueError for a label no run can have, before any data are read."""
-    stand_in = Shapes((1,), 2, 1)
-    labels.make(method, configs.get(config).method_options(settings, stand_in))
-
-
-def check_settings(settings) -> None:
-    """Raises a ValueError for settings no run can have; what concerns data is for the loader to say."""
-    for name, value in dataclasses.asdict(settings).items():
-        numbers = [part for part in (value if isinstance(value, tuple) else (value,)) if not isinstance(part, str)]
-        if not all(math.isfinite(number) and number >= 0 for number in numbers):
-            raise ValueError(f"{name}={value}: expected a finite number of at least 0.")
-        if name in AT_LEAST_ONE and not all(1 <= number < 2**31 for number in numbers):
-            raise ValueError(f"{name}={value}: expected a whole number of at least 1 (and below 2^31).")
-    for name, choices in (("dev", DEV_MODES), ("input", feeds.INPUTS)):
-        if getattr(settings, name) not in choices:
-            raise ValueError(f"{name}={getattr(settings, name)!r}: expected one of {', '.join(choices)}.")
+    labels.make(method, defaults.options_of(configs.get(config), settings, STAND_IN))
 
 
 def check_seed(seed: int) -> None:
@@ -87,41 +59,89 @@ def describe(config: str, settings, method: str, seed: int) -> dict:
     }
 
 
+def provenance_of(experiment: Experiment, source: str, checksum: int) -> dict:
+    """What else run.json says: the data, and the metrics by which the run is judged."""
+    about = {"data": source, "data_crc32": checksum, "primary": experiment.model.primary, "metric": experiment.metric}
+    return about | {"metrics": as_plain(judging.metrics_of(experiment))}
+
+
+class Program(NamedTuple):
+    """What is compiled for a run: the seeds of one process share it.
+
+    Attributes:
+      experiment: the `Experiment`.
+      init: `(key, params, data, model_state) -> state`.
+      step: `(state, inner data, outer data) -> (state, metrics)`.
+      weigh: `(state, examples) -> weights` that the method gives them.
+    """
+
+    experiment: Experiment
+    init: Any
+    step: Any
+    weigh: Any
+
+
 @functools.lru_cache(maxsize=32)
-def compiled(config: str, settings, method: str, shapes: Shapes, mesh=None):
-    """The experiment, `init`, `step` and the weights, cached: the seeds of one process share what was compiled."""
-    experiment = configs.get(config).build(settings, method, shapes)
+def compiled(config: str, settings, method: str, shapes: Shapes, mesh=None) -> Program:
+    """The program of a run, cached."""
+    module = configs.get(config)
+    experiment = module.build(settings, shapes)
+    method = labels.make(method, defaults.options_of(module, settings, shapes))
     init, step = make_step(
         experiment.step_model or experiment.model,
-        experiment.method,
+        method,
         experiment.optimizer,
-        inner_steps=experiment.inner_steps,
-        outer_steps=experiment.outer_steps,
+        inner_steps=settings.inner_steps,
+        outer_steps=settings.outer_steps,
         draw_inner=None if settings.input == "stream" else experiment.draw_inner,
         draw_outer=None if settings.input == "stream" else experiment.draw_outer,
+        average=experiment.average,
         mesh=mesh,
     )
 
     @partial(jax.jit, out_shardings=None if mesh is None else on_all(mesh))
     def weigh(state, examples):
-        batch = experiment.draw_inner.complete(examples)
-        return task_weights(experiment.model, experiment.method, state, batch, key=jax.random.key(0))
+        batch = completed(experiment, examples)
+        return task_weights(experiment.model, method, state, batch, key=jax.random.key(0))
 
-    return experiment, init, step, weigh
+    return Program(experiment, init, step, weigh)
+
+
+def completed(experiment: Experiment, examples):
+    """Examples as the model takes them, without augmentation; views are what `views` make of them."""
+    if isinstance(experiment.draw_inner, Draw):
+        return experiment.draw_inner.plain(examples)
+    return {name: experiment.draw_inner.of[name].plain(found) for name, found in examples.items()}
+
+
+class Prepared(NamedTuple):
+    """Data and program of a run.
+
+    Attributes:
+      data: what the loader gave.
+      trained_on: the same with dev in train, for a run that trains on both.
+      program: what is compiled.
+      feed: see `loop.Work`.
+    """
+
+    data: Data
+    trained_on: Data
+    program: Program
+    feed: Any
 
 
 def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None, on_step=lambda step: None) -> dict:
-    """Runs, or goes on with, one run and returns its result.
+    """Runs, or resumes, one run and returns its result.
 
     Args:
-      config: name of a config.
+      config: name of a config, or the path of one.
       settings: its `Settings`.
       method: label of a method, see `methods.labels`; with the suffix "+dev" it trains on the dev examples, too.
       seed: seed of the split, the label noise, the initial params and every later draw.
       directory: folder of the run.
       data_dir: where the data set lies, for configs that need one.
       mesh: a device mesh over which every batch is split, see `auxjax.training.parallel`; it is no part of what the run
-        is, which may go on with another one. With several processes, `directory` is one folder that all of them see.
+        is, which may resume with another one. With several processes, `directory` is one folder that all of them see.
       on_step: called with the step number at every logged step, for progress bars.
 
     Raises:
@@ -142,68 +162,26 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
         return finished
     started = time.perf_counter()
 
-    ready = _prepare(config, settings, label, seed, data_dir, mesh)
-    experiment, splits = ready.experiment, ready.splits
+    prepared = prepare(config, settings, label, seed, data_dir, mesh)
+    experiment, init, step, _ = prepared.program
+    provenance = provenance_of(experiment, prepared.data.source, pools.checksum(prepared.data))
+    provenance |= {"method_options": dict(label.options)}
     key_params, key_run = jax.random.split(jax.random.key(seed))
     params, model_state = experiment.init_params(key_params)
-    inner, outer = next(ready.feed(0))
-    state = ready.init(key_run, params, inner, model_state)
-    jax.eval_shape(ready.step, state, inner, outer)  # what does not fit is said here, before the folder is taken
-    carried = {"state": state, "best": _copy((state.params, state.model_state))}
+    inner, outer = next(prepared.feed(0))
+    state = init(key_run, params, inner, model_state)
+    jax.eval_shape(step, state, inner, outer)  # shape errors surface here, before the output folder is claimed
+    checkpointed = {"state": state, "best": _copy(judging.trained_of(state))}
+    work = loop.Work(
+        feed=prepared.feed,
+        advance=lambda state, batch: step(state, *batch),
+        check=partial(_check, directory),
+        log=partial(_log, directory, prepared),
+        finish=partial(_finish, directory, prepared, mesh),
+    )
     note = {"best": {}, "best_step": 0, "lines": 0}
-
-    beside = {"data": splits.source, "data_crc32": crc32(splits), "method_options": dict(label.options)}
-    beside |= {"primary": experiment.model.primary, "metric": experiment.metric}
-    with (
-        processes.by_first(records.claim(directory, description, beside), f"claiming {directory}"),
-        open_checkpoints(directory / "checkpoints") as manager,
-    ):
-        _check_shared(directory)
-        carried, note = resume(manager, directory, carried, note)
-        at = int(carried["state"].step)
-        on_step(at)
-        if interruption.stop_asked(at // experiment.inner_steps):
-            raise interruption.Preempted(at)
-        batches = ready.feed(at // experiment.inner_steps)
-        while at < settings.steps:
-            interruption.check()
-            carried["state"], metrics = ready.step(carried["state"], *next(batches))
-            at += experiment.inner_steps
-            last, stop = at >= settings.steps, interruption.stop_asked(at // experiment.inner_steps)
-            log = last or at % settings.log_every < experiment.inner_steps
-            keep = last or stop or at % settings.checkpoint_every < experiment.inner_steps
-            if log or keep:
-                metrics = records.plain(metrics)
-                _check_finite(carried["state"], metrics, at, directory)
-            if log:
-                _log(directory, experiment, splits, carried, note, at, metrics)
-                on_step(at)
-            if keep:
-                with interruption.held(), records.full_disk_explained(f"the checkpoint of step {at}", directory):
-                    if processes.is_first():
-                        records.to_disk(directory / "metrics.jsonl")
-                    save(manager, at, carried, note)
-                    if processes.is_first():
-                        records.note_checkpoints(directory, manager.all_steps(), at)
-            if stop:
-                raise interruption.Preempted(at)
-        result = _finish(directory, ready, carried, note, mesh)
-    if processes.is_first():
-        records.append_line(directory / "timing.jsonl", {"step": at, "seconds": time.perf_counter() - started})
-    return result
-
-
-def _check_shared(directory) -> None:
-    """Every process must see what the first one has just written.
-
-    Raises:
-      ValueError: some do not.
-    """
-    if not processes.agree((directory / "run.json").exists()):
-        raise ValueError(
-            f"{directory} is not one folder for all {jax.process_count()} processes: some do not see the run.json that "
-            "the first has just written there. --out must lie on a disk or in a bucket that all of them share."
-        )
+    beginning = {"started": started, "on_step": on_step}
+    return loop.run(work, settings, directory, description, provenance, checkpointed, note, **beginning)
 
 
 def estimate(config, settings, method, seed, *, data_dir=None, mesh=None) -> MemoryEstimate:
@@ -215,119 +193,119 @@ def estimate(config, settings, method, seed, *, data_dir=None, mesh=None) -> Mem
     check_settings(settings)
     check_seed(seed)
     check_method(config, settings, method)
-    ready = _prepare(config, settings, labels.parse(method), seed, data_dir, mesh)
+    prepared = prepare(config, settings, labels.parse(method), seed, data_dir, mesh)
+    experiment, init, step, _ = prepared.program
     key = jax.random.key(seed)
-    params, model_state = jax.eval_shape(ready.experiment.init_params, key)
-    inner, outer = next(ready.feed(0))
-    state = jax.eval_shape(ready.init, key, params, inner, model_state)
+    params, model_state = jax.eval_shape(experiment.init_params, key)
+    inner, outer = next(prepared.feed(0))
+    state = jax.eval_shape(init, key, params, inner, model_state)
     if mesh is not None:
 
         def placed(leaf, sharding):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
         state = jax.tree.map(placed, state, state_shardings(state, mesh))
-    return estimate_memory(ready.step, state, inner, outer)
+    return estimate_memory(step, state, inner, outer)
 
 
-class _Ready(NamedTuple):
-    """Data and program of a run."""
-
-    splits: Any
-    train_split: dict
-    experiment: Any
-    init: Any
-    step: Any
-    weigh: Any
-    feed: Any
-
-
-def _prepare(config, settings, label, seed, data_dir, mesh) -> _Ready:
+def prepare(config, settings, label, seed, data_dir, mesh) -> Prepared:
     """Reads the data and builds the program; nothing is computed or written."""
-    splits = configs.get(config).load(settings, seed, data_dir)
-    check_splits(splits)
-    train_split = merge(splits.train, splits.dev) if label.with_dev or settings.dev == "train" else splits.train
-    shapes = Shapes(input_of(train_split).shape[1:], splits.num_classes, len(train_split["label"]), splits.tasks)
-    program = compiled(config, settings, labels.text_of(label._replace(with_dev=False)), shapes, mesh)
-    dev_split = train_split if settings.dev == "train" else splits.dev
+    data = configs.get(config).load(settings, seed, data_dir)
+    check_data(data)
+    trained_on = pools.with_dev(data) if label.with_dev or settings.dev == "train" else data
+    bare = labels.text_of(label._replace(with_dev=False))
+    program = compiled(config, settings, bare, pools.shapes(trained_on), mesh)
+    experiment = program.experiment
+    inner = sources.inner_arrays(experiment, trained_on)
+    outer = sources.outer_arrays(experiment, trained_on, dev=settings.dev)
     if settings.input == "stream":
-        feed = feeds.streamed(program[0], visible(train_split), visible(dev_split), seed, mesh)
+        feed = feeds.streamed(experiment, inner, outer, settings, seed, mesh)
     else:
-        inner_data = on_device(train_split, mesh)
-        feed = feeds.resident(inner_data, inner_data if settings.dev == "train" else on_device(dev_split, mesh))
-    return _Ready(splits, train_split, *program, feed)
+        inner = on_device(inner, mesh)
+        feed = feeds.resident(inner, inner if settings.dev == "train" else on_device(outer, mesh))
+    return Prepared(data, trained_on, program, feed)
 
 
-def crc32(splits) -> int:
-    """A number that changes with any input, label or split: a run must go on with the data it began with."""
-    found = 0
-    for split in (splits.train, splits.dev, splits.validation, splits.test):
-        first = ("label", "example_id")
-        others = sorted(set(split) - {*first, "true_label", "corrupted"} - set(INPUTS))
-        for array in (input_of(split), *(split[name] for name in (*first, *others))):
-            found = zlib.crc32(np.ascontiguousarray(array), found)
-    return found
+def on_device(arrays, mesh=None):
+    """Arrays, of one pool or by pool, on the device, or on every device of a mesh."""
+
+    def read(array):
+        return jnp.asarray(array if isinstance(array, np.ndarray) else pools.rows(array, 0, array.shape[0]))
+
+    found = {key: on_device(array) if isinstance(array, dict) else read(array) for key, array in arrays.items()}
+    return found if mesh is None else replicate(found, mesh)
 
 
-def _check_finite(state, metrics, at, directory) -> None:
-    broken = sorted(name for name, value in metrics.items() if name.startswith("loss/") and not math.isfinite(value))
-    if not broken and bool(_is_finite(state.params)):
-        return
-    what = f"{broken[0]} is {metrics[broken[0]]}" if broken else "a parameter is not finite"
-    raise FloatingPointError(
-        f"{what} at step {at}, so training stopped. The log and the checkpoints in {directory} are from before. "
-        "Try a smaller learning rate (in another --out), or look for bad values in the data."
-    )
-
-
-@jax.jit
-def _is_finite(params):
-    """In one program and not leaf by leaf from the host, which takes five times as long."""
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
+def _check(directory, state, metrics, note, step) -> dict:
+    del note
+    metrics = records.plain(metrics)
+    checks.check_finite(state.params, metrics, step, directory)
+    return metrics
 
 
 def _copy(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
-def _log(directory, experiment, splits, carried, note, at, metrics) -> None:
+def _log(directory, prepared: Prepared, checkpointed, note, step, metrics) -> None:
     """Writes one line of metrics, with those on validation; keeps the params that did best there."""
-    state = carried["state"]
-    found = experiment.evaluate(*processes.here((state.params, state.model_state)), splits.validation)
-    good = partial(goodness, experiment.metric)
-    if not note["best"] or good(found[experiment.metric]) > good(note["best"][experiment.metric]):
-        note.update(best=found, best_step=at)
-        carried["best"] = _copy((state.params, state.model_state))
+    experiment, trained = prepared.program.experiment, judging.trained_of(checkpointed["state"])
+    found = judging.judge(experiment, processes.here(trained), prepared.data, "validation")
+    if judging.is_better(experiment.metric, found, note["best"]):
+        note.update(best=found, best_step=step)
+        checkpointed["best"] = _copy(trained)
     judged = {f"validation_{name}": value for name, value in found.items()}
     if processes.is_first():
-        records.append_line(directory / "metrics.jsonl", {"step": at, **judged, **metrics})
+        records.append_line(directory / "metrics.jsonl", {"step": step, **judged, **metrics})
     note["lines"] += 1
 
 
-def _finish(directory, ready, carried, note, mesh) -> dict:
-    """Looks at the test set, once: with the last params, and with those that validation chose."""
-    splits, train_split, experiment, state = ready.splits, ready.train_split, ready.experiment, carried["state"]
+def _finish(directory, prepared: Prepared, mesh, checkpointed, note) -> dict:
+    """Looks at the test pools, once: with the last params, and with those that validation chose."""
+    experiment, data, state = prepared.program.experiment, prepared.data, checkpointed["state"]
     found = {
-        "test": experiment.evaluate(*processes.here((state.params, state.model_state)), splits.test),
-        "selected_test": experiment.evaluate(*processes.here(carried["best"]), splits.test),
+        "test": judging.judge(experiment, processes.here(judging.trained_of(state)), data, "test"),
+        "selected_test": judging.judge(experiment, processes.here(Trained(*checkpointed["best"])), data, "test"),
         "selected_validation": note["best"],
     }
     result = {"step": int(state.step), "selected_step": note["best_step"]}
     result |= {f"{place}_{name}": value for place, values in found.items() for name, value in values.items()}
-    weights = training_weights(ready.weigh, state, train_split, mesh)
-    corrupted = train_split["corrupted"]
-    if corrupted.any() and not corrupted.all():
-        result["corrupted_auroc"] = auroc(weights[experiment.model.primary], ~corrupted)
+    weights = training_weights(prepared.program, state, prepared.trained_on, mesh)
+    result |= told_apart(weights, experiment, prepared.trained_on)
     named = {f"weight/{task}": value for task, value in weights.items()}
     if processes.is_first():
-        example_id = train_split["example_id"]
-        records.save_arrays(directory / "weights.npz", corrupted=corrupted, example_id=example_id, **named)
+        hidden = sources.hidden_arrays(experiment, prepared.trained_on)
+        records.save_arrays(directory / "weights.npz", **hidden, **named)
         records.write_json(directory / "result.json", result)
     return result
 
 
-def training_weights(weigh, state, train_split, mesh=None, chunk: int = 1000) -> dict[str, np.ndarray]:
-    """The weights of all training examples, in parts of about `chunk`: a whole data set need not fit in one batch."""
-    data, count = visible(train_split), len(train_split["label"])
-    parts = np.array_split(np.arange(count, dtype=np.int32), -(-count // chunk))
-    found = [jax.device_get(weigh(state, on_device(take(data, indices), mesh))) for indices in parts]
-    return {task: np.concatenate([part[task] for part in found]) for task in found[0]}
+def told_apart(weights: dict[str, np.ndarray], experiment: Experiment, data: Data) -> dict[str, float]:
+    """`{"corrupted_auroc": ...}`: how well the primary weights tell wrong labels, where some are known to be wrong."""
+    corrupted = sources.corrupted(experiment, data)
+    of_primary = weights.get(experiment.model.primary)
+    if corrupted is None or of_primary is None or corrupted.all() or not corrupted.any():
+        return {}
+    return {"corrupted_auroc": auroc(of_primary, ~corrupted)}
+
+
+def training_weights(program: Program, state, data: Data, mesh=None, chunk: int = 1000) -> dict[str, np.ndarray]:
+    """The weights of all training examples of the primary pool, `{task: [n]}`, in parts of about `chunk`.
+
+    Tasks whose examples come from other parts of the batch are left out. Those parts hold the same few examples every
+    time, for the model wants a whole batch.
+    """
+    experiment = program.experiment
+    part, pool = sources.primary_part(experiment, data)
+    arrays = pools.visible(data, pool)
+    total = pools.count(data.pools[pool])
+    parts = np.array_split(np.arange(total, dtype=np.int32), -(-total // chunk))
+    found = []
+    for indices in parts:
+        examples = feeds.read(arrays, indices)
+        if part is not None:
+            examples = {part: examples, **sources.others(experiment, data, part, avoid=len(indices))}
+        weights = jax.device_get(program.weigh(state, on_device(examples, mesh)))
+        found.append({task: values for task, values in weights.items() if len(values) == len(indices)})
+    kept = set.intersection(*(set(part) for part in found))
+    return {task: np.concatenate([part[task] for part in found]) for task in found[0] if task in kept}

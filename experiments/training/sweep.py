@@ -23,31 +23,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from auxjax import task_weights
-from auxjax.training.checkpoint import open_checkpoints, save
 from auxjax.training.parallel import shard_batch
 from auxjax.training.sweep import make_sweep, run_of
 from experiments import configs
-from experiments.contract import Experiment, on_device
-from experiments.data.splits import check_splits, input_of, merge
-from experiments.evaluation.metrics import goodness
-from experiments.evaluation.statistics import auroc
+from experiments.contract import Experiment
+from experiments.data import pools
+from experiments.data.checking import check_data
+from experiments.data.pools import Data, Shapes
+from experiments.evaluation.evaluators import Trained
+from experiments.inputs import feeds
 from experiments.methods import labels
-from experiments.runtime import interruption, records
-from experiments.training import grid
-from experiments.training.resuming import resume
-from experiments.training.single import Shapes, crc32, training_weights
+from experiments.runtime import records
+from experiments.training import grid, judging, loop, sources
+from experiments.training.single import (
+    Program,
+    completed,
+    on_device,
+    provenance_of,
+    told_apart,
+    training_weights,
+)
 
 
 def train(sweep: grid.Sweep, directory, *, data_dir=None, mesh=None, on_step=lambda step: None) -> dict:
-    """Trains all runs of a sweep, or goes on with them, and returns what is in sweep.json.
+    """Trains all runs of a sweep, or resumes them, and returns what is in sweep.json.
 
-    A run whose loss or params stop being finite is noted and logged no further; the others go on.
+    A run whose loss or params stop being finite is noted and logged no further; the others continue.
 
     Args:
       sweep: what to train.
       directory: its folder.
       data_dir: where the data set lies, for configs that need one.
-      mesh: a device mesh over which the runs are split; no part of what the sweep is, which may go on with another one.
+      mesh: a device mesh over which the runs are split; no part of what the sweep is, which may resume with another.
       on_step: called with the step number at every logged step.
 
     Raises:
@@ -65,52 +72,27 @@ def train(sweep: grid.Sweep, directory, *, data_dir=None, mesh=None, on_step=lam
         return records.read_json(directory / "sweep.json")
     started = time.perf_counter()
 
-    runs = sweep.runs()
-    splits, train_splits, shapes = load(sweep, data_dir)
+    loaded = load(sweep, data_dir)
     with _open_numbers(sweep):
-        experiment, inner_data, outer_data, init, step, weigh = prepare(sweep, splits, train_splits, shapes, mesh)
-        state = init()
-    carried = {"state": state, "best": jax.tree.map(jnp.copy, (state.params, state.model_state))}
-    note = {name: [None] * len(runs) for name in ("last", "best", "best_step", "broken")} | {"lines": 0}
+        prepared = prepare(sweep, loaded, mesh)
+        state = prepared.init()
+    provenance = provenance_of(prepared.experiment, loaded.data[0].source, _checksum(loaded.data))
+    checkpointed = {"state": state, "best": jax.tree.map(jnp.copy, judging.trained_of(state))}
+    note = {name: [None] * len(sweep.runs()) for name in ("last", "best", "best_step", "broken")} | {"lines": 0}
 
-    beside = {"data": splits[0].source, "data_crc32": _crc32(splits)}
-    beside |= {"primary": experiment.model.primary, "metric": experiment.metric}
-    with (
-        records.claim(directory, description, beside),
-        open_checkpoints(directory / "checkpoints") as manager,
-    ):
-        carried, note = resume(manager, directory, carried, note)
-        at = int(carried["state"].step[0])
-        on_step(at)
-        while at < sweep.settings.steps:
-            interruption.check()
-            with _open_numbers(sweep):
-                carried["state"], metrics = step(carried["state"], inner_data, outer_data)
-            at += experiment.inner_steps
-            last, stop = at >= sweep.settings.steps, interruption.stop_asked(at // experiment.inner_steps)
-            log = last or at % sweep.settings.log_every < experiment.inner_steps
-            keep = last or stop or at % sweep.settings.checkpoint_every < experiment.inner_steps
-            if log or keep:
-                metrics = jax.device_get(metrics)
-                _note_broken(carried["state"], metrics, note, at, runs, directory)
-            if log:
-                _log(directory, experiment, sweep, splits, carried, note, at, metrics)
-                on_step(at)
-            if keep:
-                with interruption.held(), records.full_disk_explained(f"the checkpoint of step {at}", directory):
-                    records.to_disk(directory / "metrics.jsonl")
-                    save(manager, at, carried, note)
-                    records.note_checkpoints(directory, manager.all_steps(), at)
-            if stop:
-                raise interruption.Preempted(at)
-        results = _finish(experiment, weigh, splits, train_splits, carried, note, at)
-        found = [
-            {"point": point, "method": sweep.label_of(point), "seed": seed, "result": result, "broken_at": broken}
-            for (point, seed), result, broken in zip(runs, results, note["broken"], strict=True)
-        ]
-        records.write_json(directory / "sweep.json", description | beside | {"runs": found})
-    records.append_line(directory / "timing.jsonl", {"step": at, "seconds": time.perf_counter() - started})
-    return records.read_json(directory / "sweep.json")
+    def advance(state, data):
+        with _open_numbers(sweep):
+            return prepared.step(state, *data)
+
+    work = loop.Work(
+        feed=feeds.resident(prepared.inner_data, prepared.outer_data),
+        advance=advance,
+        check=partial(_note_broken, sweep, directory),
+        log=partial(_log, sweep, directory, prepared.experiment, loaded.data),
+        finish=partial(_finish, sweep, directory, prepared, loaded, description | provenance),
+    )
+    beginning = {"started": started, "on_step": on_step}
+    return loop.run(work, sweep.settings, directory, description, provenance, checkpointed, note, **beginning)
 
 
 @contextlib.contextmanager
@@ -128,16 +110,43 @@ def _open_numbers(sweep):
         ) from error
 
 
-def load(sweep, data_dir) -> tuple[list, list, Shapes]:
-    """The splits of every run, what each trains on, and the shapes that all have.
+class Loaded(NamedTuple):
+    """The data of all runs.
+
+    Attributes:
+      data: of every run, what the loader gave; one object for all that share a seed and all settings.
+      trained_on: the same, with dev in train where runs train on both.
+      shapes: of all of them.
+    """
+
+    data: list[Data]
+    trained_on: list[Data]
+    shapes: Shapes
+
+
+def load(sweep, data_dir) -> Loaded:
+    """The data of every run.
 
     Raises:
       ValueError: data that cannot be, or that differ in shape from run to run.
     """
-    splits = _load(sweep, data_dir)
-    with_dev = labels.parse(sweep.method).with_dev or sweep.settings.dev == "train"
-    train_splits = [merge(one.train, one.dev) if with_dev else one.train for one in splits]
-    return splits, train_splits, _shapes(splits, train_splits)
+    found = {}
+    for point, seed in sweep.runs():
+        key = (seed, *sweep.split(point)[1].values())
+        if key not in found:
+            found[key] = configs.get(sweep.config).load(sweep.settings_of(point), seed, data_dir)
+            check_data(found[key])
+    data = [found[seed, *sweep.split(point)[1].values()] for point, seed in sweep.runs()]
+    joins = labels.parse(sweep.method).with_dev or sweep.settings.dev == "train"
+    trained_on = [pools.with_dev(one) for one in data] if joins else data
+    shapes = {pools.shapes(one) for one in trained_on}
+    if len(shapes) > 1:
+        sizes = {tuple((pool.name, pool.num_examples) for pool in one.pools) for one in shapes}
+        raise ValueError(
+            f"The runs have data of different shapes, {' and '.join(map(str, sorted(sizes)))}; a sweep is one program "
+            "for all of them. Train them one by one, with experiments.compare."
+        )
+    return Loaded(data, trained_on, shapes.pop())
 
 
 class Prepared(NamedTuple):
@@ -160,41 +169,44 @@ class Prepared(NamedTuple):
     weigh: Callable
 
 
-def prepare(sweep, splits, train_splits, shapes: Shapes, mesh) -> Prepared:
+def prepare(sweep, loaded: Loaded, mesh) -> Prepared:
     """Puts the data of all runs on the device, or the devices, and makes the program that trains them.
 
     Raises:
       ValueError: a swept number that the method or the config wants to know, or runs that the devices cannot share.
     """
-    runs = sweep.runs()
-    experiment = grid.build(sweep, runs[0][0], shapes)
+    runs, settings = sweep.runs(), sweep.settings
+    experiment, _ = grid.build(sweep, runs[0][0], loaded.shapes)
     points = {name: np.array([point[name] for point, _ in runs], np.float32) for name in runs[0][0]}
-    shared = all(one is splits[0] for one in splits)
+    shared = all(one is loaded.data[0] for one in loaded.data)
 
     def make(point):
-        one = grid.build(sweep, point, shapes)
-        return one.step_model or one.model, one.method, one.optimizer
+        one, method = grid.build(sweep, point, loaded.shapes)
+        return one.step_model or one.model, method, one.optimizer
 
     init, step = make_sweep(
         make,
         points,
-        inner_steps=experiment.inner_steps,
-        outer_steps=experiment.outer_steps,
+        inner_steps=settings.inner_steps,
+        outer_steps=settings.outer_steps,
         draw_inner=experiment.draw_inner,
         draw_outer=experiment.draw_outer,
+        average=experiment.average,
         batches="shared" if shared else "stacked",
         mesh=mesh,
     )
 
     @jax.jit
     def weigh(points, index, state, examples):
-        one = grid.build(sweep, run_of(points, index), shapes)
-        batch = experiment.draw_inner.complete(examples)
-        return task_weights(one.model, one.method, state, batch, key=jax.random.key(0))
+        one, method = grid.build(sweep, run_of(points, index), loaded.shapes)
+        return task_weights(one.model, method, state, completed(experiment, examples), key=jax.random.key(0))
 
-    inner_data = outer_data = _side_by_side(train_splits, shared, mesh)
-    if sweep.settings.dev != "train":
-        outer_data = _side_by_side([one.dev for one in splits], shared, mesh)
+    inner_data = outer_data = _side_by_side(
+        [sources.inner_arrays(experiment, one) for one in loaded.trained_on], shared, mesh
+    )
+    outer = [sources.outer_arrays(experiment, one, dev=settings.dev) for one in loaded.trained_on]
+    if settings.dev != "train":
+        outer_data = _side_by_side(outer, shared, mesh)
 
     def start():
         keys, params, model_state = _starts(experiment, [seed for _, seed in runs])
@@ -203,42 +215,17 @@ def prepare(sweep, splits, train_splits, shapes: Shapes, mesh) -> Prepared:
     return Prepared(experiment, inner_data, outer_data, start, step, partial(weigh, points))
 
 
-def _load(sweep, data_dir) -> list:
-    """The splits of every run, one object for all that share a seed and all settings."""
-    loaded = {}
-    for point, seed in sweep.runs():
-        _, settings = sweep.split(point)
-        if (seed, *settings.values()) not in loaded:
-            splits = configs.get(sweep.config).load(sweep.settings_of(point), seed, data_dir)
-            check_splits(splits)
-            loaded[seed, *settings.values()] = splits
-    return [loaded[seed, *sweep.split(point)[1].values()] for point, seed in sweep.runs()]
+def _checksum(data: list[Data]) -> int:
+    """`pools.checksum` of all runs' data."""
+    distinct = {id(one): pools.checksum(one) for one in data}
+    return zlib.crc32(repr([distinct[id(one)] for one in data]).encode())
 
 
-def _shapes(splits, train_splits) -> Shapes:
-    found = {
-        Shapes(input_of(train).shape[1:], one.num_classes, len(train["label"]), one.tasks)
-        for one, train in zip(splits, train_splits, strict=True)
-    }
-    if len(found) > 1:
-        raise ValueError(
-            f"The runs have data of different shapes, {' and '.join(map(str, found))}; a sweep is one program for all "
-            "of them. Train them one by one, with experiments.compare."
-        )
-    return found.pop()
-
-
-def _crc32(splits) -> int:
-    """`training.single.crc32` of all runs' data."""
-    distinct = {id(one): crc32(one) for one in splits}
-    return zlib.crc32(repr([distinct[id(one)] for one in splits]).encode())
-
-
-def _side_by_side(splits, shared: bool, mesh):
+def _side_by_side(arrays: list, shared: bool, mesh):
     """Data of all runs on the device: a leading axis of runs, or, where all have the same, none."""
     if shared:
-        return on_device(splits[0], mesh)
-    stacked = on_device({name: np.stack([split[name] for split in splits]) for name in splits[0]})
+        return on_device(arrays[0], mesh)
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *(on_device(one) for one in arrays))
     return stacked if mesh is None else shard_batch(stacked, mesh)
 
 
@@ -251,21 +238,23 @@ def _starts(experiment, seeds):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[seed] for seed in seeds))
 
 
-def _note_broken(state, metrics, note, at, runs, directory) -> None:
-    good = np.ones(len(runs), bool)
+def _note_broken(sweep, directory, state, metrics, note, step) -> dict:
+    metrics, count = jax.device_get(metrics), len(sweep.runs())
+    good = np.ones(count, bool)
     for name, values in metrics.items():
         if name.startswith("loss/"):
             good &= np.isfinite(values)
     for leaf in jax.tree.leaves(state.params):
-        good &= np.asarray(jnp.isfinite(leaf).reshape(len(runs), -1).all(axis=1))
+        good &= np.asarray(jnp.isfinite(leaf).reshape(count, -1).all(axis=1))
     note["broken"] = [
-        at if before is None and not ok else before for before, ok in zip(note["broken"], good, strict=True)
+        step if before is None and not ok else before for before, ok in zip(note["broken"], good, strict=True)
     ]
     if None not in note["broken"]:
         raise FloatingPointError(
-            f"At step {at} the loss or a parameter of every run is not finite, so training stopped. The log and the "
+            f"At step {step} the loss or a parameter of every run is not finite, so training stopped. The log and the "
             f"checkpoints in {directory} are from before. Try smaller learning rates, in another --out."
         )
+    return metrics
 
 
 @jax.jit
@@ -276,24 +265,22 @@ def _better(improved, new, old):
     return jax.tree.map(choose, new, old)
 
 
-def _log(directory, experiment, sweep, splits, carried, note, at, metrics) -> None:
+def _log(sweep, directory, experiment, data, checkpointed, note, step, metrics) -> None:
     """Writes a line of metrics per run, with those on validation; keeps the params of each that did best there."""
-    state = carried["state"]
-    new = jax.device_get((state.params, state.model_state))
-    lines, improved = [], np.zeros(len(splits), bool)
+    trained = judging.trained_of(checkpointed["state"])
+    on_host = jax.device_get(trained)
+    lines, improved = [], np.zeros(len(data), bool)
     for index, (point, seed) in enumerate(sweep.runs()):
         if note["broken"][index] is not None:
             continue
-        found = experiment.evaluate(*run_of(new, index), splits[index].validation)
-        best = note["best"][index]
-        good = partial(goodness, experiment.metric)
-        if best is None or good(found[experiment.metric]) > good(best[experiment.metric]):
-            note["best"][index], note["best_step"][index], improved[index] = found, at, True
+        found = judging.judge(experiment, run_of(on_host, index), data[index], "validation")
+        if judging.is_better(experiment.metric, found, note["best"][index]):
+            note["best"][index], note["best_step"][index], improved[index] = found, step, True
         note["last"][index] = found
         judged = {f"validation_{name}": value for name, value in found.items()}
         numbers = {name: float(values[index]) for name, values in metrics.items()}
-        lines.append({"step": at, "run": grid.text_of(point), "seed": seed, **judged, **numbers})
-    carried["best"] = _better(improved, (state.params, state.model_state), carried["best"])
+        lines.append({"step": step, "run": grid.text_of(point), "seed": seed, **judged, **numbers})
+    checkpointed["best"] = _better(improved, trained, checkpointed["best"])
     records.append_line(directory / "metrics.jsonl", *lines)
     note["lines"] += len(lines)
 
@@ -309,26 +296,34 @@ def _on_host(tree):
     return jax.tree.map(fetch, tree)
 
 
-def _finish(experiment, weigh, splits, train_splits, carried, note, at) -> list[dict | None]:
-    """Looks at the test set, once: with the last params of every run, and with those that validation chose."""
-    results = []
-    states, best = _on_host((carried["state"], carried["best"]))
-    for index, (one, train_split) in enumerate(zip(splits, train_splits, strict=True)):
-        if note["broken"][index] is not None:
-            results.append(None)
-            continue
-        state = run_of(states, index)
-        found = {
-            "validation": note["last"][index],
-            "test": experiment.evaluate(state.params, state.model_state, one.test),
-            "selected_test": experiment.evaluate(*run_of(best, index), one.test),
-            "selected_validation": note["best"][index],
-        }
-        result = {"step": at, "selected_step": note["best_step"][index]}
-        result |= {f"{place}_{name}": value for place, values in found.items() for name, value in values.items()}
-        corrupted = train_split["corrupted"]
-        if corrupted.any() and not corrupted.all():
-            weights = training_weights(partial(weigh, index), state, train_split)
-            result["corrupted_auroc"] = auroc(weights[experiment.model.primary], ~corrupted)
-        results.append(result)
-    return results
+def _finish(sweep, directory, prepared: Prepared, loaded: Loaded, about, checkpointed, note) -> dict:
+    """Looks at the test pools, once: with the last params of every run, and with those that validation chose."""
+    states, best = _on_host((checkpointed["state"], checkpointed["best"]))
+    results = [
+        _result(prepared, loaded, run_of(states, index), best, note, index) if broken is None else None
+        for index, broken in enumerate(note["broken"])
+    ]
+    found = [
+        {"point": point, "method": sweep.label_of(point), "seed": seed, "result": result, "broken_at": broken}
+        for (point, seed), result, broken in zip(sweep.runs(), results, note["broken"], strict=True)
+    ]
+    records.write_json(directory / "sweep.json", about | {"runs": found})
+    return records.read_json(directory / "sweep.json")
+
+
+def _result(prepared: Prepared, loaded: Loaded, state, best, note, index: int) -> dict:
+    experiment, data = prepared.experiment, loaded.data[index]
+    found = {
+        "validation": note["last"][index],
+        "test": judging.judge(experiment, judging.trained_of(state), data, "test"),
+        "selected_test": judging.judge(experiment, Trained(*run_of(best, index)), data, "test"),
+        "selected_validation": note["best"][index],
+    }
+    result = {"step": int(state.step), "selected_step": note["best_step"][index]}
+    result |= {f"{place}_{name}": value for place, values in found.items() for name, value in values.items()}
+    corrupted = sources.corrupted(experiment, loaded.trained_on[index])
+    if corrupted is not None and corrupted.any():
+        program = Program(experiment, None, None, partial(prepared.weigh, index))
+        weights = training_weights(program, state, loaded.trained_on[index])
+        result |= told_apart(weights, experiment, loaded.trained_on[index])
+    return result

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import auxjax
+from benchmarks.shared import timing
 from benchmarks.train_step import __main__ as train_step
 from benchmarks.train_step import report
 from benchmarks.train_step.cases import GENERATING, ROWS, make_case
@@ -72,11 +73,11 @@ def test_the_two_updates_are_the_training_step(label, single_precision):
 
 def test_interval_of_a_median():
     """Known tables: the 1st and 6th of 6 values, the 6th and 15th of 20; none below 6."""
-    six = train_step.median_interval([6, 5, 4, 3, 2, 1])
+    six = timing.median_interval([6, 5, 4, 3, 2, 1])
     assert (six["median"], six["low"], six["high"]) == (3.5, 1.0, 6.0)
-    twenty = train_step.median_interval(range(1, 21))
+    twenty = timing.median_interval(range(1, 21))
     assert (twenty["low"], twenty["high"]) == (6.0, 15.0)
-    five = train_step.median_interval([1, 2, 3, 4, 5])
+    five = timing.median_interval([1, 2, 3, 4, 5])
     assert five["low"] is None
     assert [report.ratio_text(ratio) for ratio in (twenty, five, None)] == [
         "10.50\n6.00-15.00",

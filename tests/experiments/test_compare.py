@@ -7,8 +7,9 @@ import shutil
 import jax
 import pytest
 
-from experiments import compare, report
-from experiments.training import single
+from experiments import compare
+from experiments.reporting.runs import by_method, read_runs
+from experiments.training import checks
 from tests.helpers.commands import call, read, refused, tiny
 
 METHODS = ("stl", "equal+dev", "jtds")
@@ -123,12 +124,13 @@ def test_unfinished_runs_are_shown_as_such(copied, capsys):
 
 
 def test_a_run_that_breaks_off_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
-    real = single._check_finite
+    real = checks.check_finite
 
-    def breaks(state, metrics, at, directory):
-        real(state, metrics | ({"loss/class": float("nan")} if directory.parent.name == "stl" else {}), at, directory)
+    def breaks(params, metrics, step, directory):
+        broken = {"loss/class": float("nan")} if directory.parent.name == "stl" else {}
+        real(params, metrics | broken, step, directory)
 
-    monkeypatch.setattr(single, "_check_finite", breaks)
+    monkeypatch.setattr(checks, "check_finite", breaks)
     command = ["digits_noise", "--methods", "stl,equal", "--seeds", "0", *tiny(steps=20), "--out", tmp_path / "out"]
     assert call("compare", *command) == 2
     printed = capsys.readouterr()
@@ -156,7 +158,7 @@ def test_runs_with_other_settings_are_not_averaged_together(copied, capsys):
     assert call("compare", *short, "--out", copied / "short") == 0
     capsys.readouterr()
     assert call("report", copied) == 0
-    groups = report.by_method(report.read_runs(copied))
+    groups = by_method(read_runs(copied))
     assert list(groups) == ["stl (steps=20)", "stl (steps=50)", "equal+dev (steps=50)", "jtds (steps=50)"]
     assert all(len(runs) == 2 for runs in groups.values())
     assert {(row["method"], row["setting/steps"]) for row in rows_of(copied)} >= {("stl", "20"), ("stl", "50")}
@@ -202,7 +204,7 @@ def test_a_damaged_log_or_result_is_named(copied, capsys):
         (["--seeds", "0,x"], "expected whole numbers separated by commas"),
         (["--seeds", "0,-1"], "seed -1: expected"),
         (["--steps", "0"], "steps=0: expected"),
-        (["--set", "noise=2"], "rate must be a share in [0, 1]"),
+        (["--set", "noise=2"], "noise=2.0: expected a finite number of at least 0 and at most 1"),
     ],
 )
 def test_bad_input_trains_nothing(tmp_path, capsys, arguments, expected):
@@ -236,7 +238,7 @@ def test_a_sweep_over_an_option(tmp_path, capsys):
     command = ["digits_noise", "--methods", ",".join(names), "--seeds", "0", *tiny(steps=20), "--out", tmp_path / "out"]
     assert call("compare", *command) == 0
     labels = ["equal:auxiliary_weight=3", "equal:auxiliary_weight=3+reduction=mean", "equal:auxiliary_weight=10+dev"]
-    assert list(report.by_method(report.read_runs(tmp_path / "out"))) == labels
+    assert list(by_method(read_runs(tmp_path / "out"))) == labels
     assert [row["method"] for row in rows_of(tmp_path / "out")] == labels
     folder = tmp_path / "out" / "equal-auxiliary_weight=3+reduction=mean" / "seed_0"
     about = json.loads((folder / "run.json").read_text())

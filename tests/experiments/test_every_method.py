@@ -6,9 +6,9 @@ import pytest
 
 from auxjax import methods
 from experiments import configs
-from experiments.training.single import Shapes
 from tests.experiments.data.test_yeast import write_arff
 from tests.helpers.commands import assert_same_run, call, copy_interrupted, read
+from tests.helpers.shapes import shapes_of
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 SHORT = {"steps": 8, "inner_steps": 2, "log_every": 4, "checkpoint_every": 4, "hidden": 8}
@@ -77,7 +77,7 @@ def test_yeast_is_judged_by_its_auroc(tmp_path, yeast, capsys):
 def test_configs_give_options_to_methods_there_are():
     for config in configs.names():
         module = configs.get(config)
-        options = module.method_options(module.Settings(), Shapes((3,), 2, 100, ("a", "b", "c")))
+        options = module.method_options(module.Settings(), shapes_of((3,), 2, 100, ("a", "b", "c")))
         assert set(options) <= set(methods.names())
         assert options["n_jtds"]["num_examples"] == 100
         assert {len(weights) for weights in options["grid_search"]["candidates"]} == {

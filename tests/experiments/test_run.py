@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxjax import TrainState
-from experiments.training import single
+from experiments.training import checks, loop, single
 from tests.experiments.data.test_cifar10 import write_archive
 from tests.helpers.commands import call, checkpoints, read, refused, tiny
 
@@ -22,14 +21,14 @@ def steps_done(monkeypatch):
     real = single.compiled
 
     def counting(*arguments):
-        experiment, init, step, weigh = real(*arguments)
+        program = real(*arguments)
 
         def counted(state, *batches):
             if not isinstance(state.step, jax.core.Tracer):  # tracing, to check the shapes, computes nothing
                 done.append(1)
-            return step(state, *batches)
+            return program.step(state, *batches)
 
-        return experiment, init, counted, weigh
+        return program._replace(step=counted)
 
     monkeypatch.setattr(single, "compiled", counting)
     return done
@@ -45,7 +44,7 @@ BAD = {
     "no value": (["--set", "noise"], "expected name=value"),
     "word for a number": (["--set", "noise=much"], "expected a number, such as noise=0.4"),
     "fraction of a unit": (["--set", "hidden=1.5"], "expected a whole number, such as hidden=128"),
-    "noise above 1": (["--set", "noise=1.5"], "rate must be a share in [0, 1]"),
+    "noise above 1": (["--set", "noise=1.5"], "noise=1.5: expected a finite number of at least 0 and at most 1"),
     "negative noise": (["--set", "noise=-0.1"], "noise=-0.1: expected a finite number of at least 0"),
     "noise NaN": (["--set", "noise=nan"], "noise=nan: expected a finite number"),
     "infinite learning rate": (["--set", "learning_rate=inf"], "learning_rate=inf: expected a finite number"),
@@ -103,7 +102,7 @@ def test_help_teaches(capsys):
 
 def folder_with_other_files(folder):
     (folder / "letter.txt").write_text("Dear")
-    return "holds no run.json, so it is no run"
+    return "holds no run.json, so it is not a run"
 
 
 def damaged_description(folder):
@@ -237,22 +236,19 @@ def test_a_learning_rate_that_breaks_the_run(tmp_path, capsys):
 
 def test_params_that_are_not_finite_stop_the_run_though_the_last_loss_was():
     for value in (np.nan, np.inf):
-        state = TrainState(0, None, {"w": jnp.array([1.0, value])}, None)
         with pytest.raises(FloatingPointError, match="a parameter is not finite at step 7, so training stopped"):
-            single._check_finite(state, {"loss/class": 1.0}, 7, "out")
-    single._check_finite(
-        state._replace(params={"w": jnp.ones(2)}), {"loss/class": 1.0, "slope/class": np.nan}, 7, "out"
-    )
+            checks.check_finite({"w": jnp.array([1.0, value])}, {"loss/class": 1.0}, 7, "out")
+    checks.check_finite({"w": jnp.ones(2)}, {"loss/class": 1.0, "slope/class": np.nan}, 7, "out")
 
 
 def test_logs_and_checkpoints_from_before_a_broken_loss_stay(tmp_path, capsys, monkeypatch):
     command = ["digits_noise", "--method", "equal", *tiny(steps=80), "--out", tmp_path / "out"]
-    real = single._check_finite
+    real = checks.check_finite
 
-    def breaks_at_60(state, metrics, at, directory):
-        real(state, metrics | ({"loss/class": float("nan")} if at == 60 else {}), at, directory)
+    def breaks_at_60(params, metrics, step, directory):
+        real(params, metrics | ({"loss/class": float("nan")} if step == 60 else {}), step, directory)
 
-    monkeypatch.setattr(single, "_check_finite", breaks_at_60)
+    monkeypatch.setattr(checks, "check_finite", breaks_at_60)
     assert call("run", *command) == 2
     assert "loss/class is nan at step 60, so training stopped" in capsys.readouterr().err
     log = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
@@ -264,6 +260,6 @@ def test_control_c_ends_with_a_hint_and_status_130(tmp_path, capsys, monkeypatch
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(single, "save", interrupted)
+    monkeypatch.setattr(loop, "save", interrupted)
     assert call("run", "digits_noise", "--method", "stl", *tiny(), "--out", tmp_path / "out") == 130
     assert "stopped: the same command resumes from the newest checkpoint." in capsys.readouterr().err

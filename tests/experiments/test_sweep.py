@@ -8,10 +8,10 @@ import shutil
 import jax
 import pytest
 
-from experiments import report
 from experiments.configs import digits_noise
 from experiments.configs.digits_noise import Settings
 from experiments.reporting import sweep_report
+from experiments.reporting.runs import Run
 from experiments.training import grid
 from tests.helpers.commands import call, checkpoints, refused, tiny
 
@@ -165,7 +165,7 @@ def test_the_value_is_chosen_on_validation_and_never_on_test():
     def run(validation, test):
         names = ("validation_accuracy", "selected_validation_accuracy", "test_accuracy", "selected_test_accuracy")
         result = dict(zip(names, (validation, 1.0 - validation, test, test), strict=True))
-        return report.Run(pathlib.Path(), {"metric": "accuracy"}, [], result)
+        return Run(pathlib.Path(), {"metric": "accuracy"}, [], result)
 
     groups = {"0": [run(0.5, 0.9), run(0.7, 0.9)], "1": [run(0.6, 0.2), run(0.9, 0.4)]}
     groups["3"] = [run(0.99, 0.5), run(0.0, 0.0)._replace(result=None)]

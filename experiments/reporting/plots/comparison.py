@@ -50,7 +50,7 @@ def draw_all(groups: dict[str, list], directory: pathlib.Path, against: str | No
     """Draws every plot the runs have data for.
 
     Args:
-      groups: `{label: runs}`, see `report.by_method`.
+      groups: `{label: runs}`, see `runs.by_method`.
       directory: where the files go.
       against: the label that `differences.png` takes from the others; `None` for no such plot.
 

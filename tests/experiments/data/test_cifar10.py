@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from experiments.data import cifar10
-from experiments.data.splits import NAMES, check_splits
+from experiments.data.checking import check_data
+from experiments.data.pools import PURPOSES
 from tests.helpers import cifar_files
 from tests.helpers.cifar_files import encode
 
@@ -56,8 +57,8 @@ def assert_official(splits):
     arrays = official()
     image = np.concatenate([arrays["train"][0], arrays["test"][0]])
     label = np.concatenate([arrays["train"][1], arrays["test"][1]])
-    for name in NAMES:
-        part = getattr(splits, name)
+    for name in PURPOSES:
+        part = splits.pools[name].arrays
         np.testing.assert_array_equal(part["image"], image[part["example_id"]])
         np.testing.assert_array_equal(part["true_label"], label[part["example_id"]])
         assert ((part["example_id"] >= NUM_TRAIN) == (name == "test")).all()
@@ -72,14 +73,14 @@ def test_both_forms_give_the_same_splits(archive, prepared):
     first = cifar10.load(0, data_dir=archive, noise=0.4, **SIZES)
     second = cifar10.load(0, data_dir=prepared, noise=0.4, **SIZES)
     assert_official(first)
-    check_splits(second)
-    assert [getattr(first, name)["label"].size for name in NAMES] == [70, 20, 30, 40]
-    assert np.count_nonzero(first.train["corrupted"]) == 28
-    assert first.classes == second.classes == CLASSES
-    assert first.train["image"].dtype == np.uint8
-    for name in NAMES:
-        for key, value in getattr(first, name).items():
-            np.testing.assert_array_equal(value, getattr(second, name)[key])
+    check_data(second)
+    assert [first.pools[name].arrays["label"].size for name in PURPOSES] == [70, 20, 30, 40]
+    assert np.count_nonzero(first.pools["train"].arrays["corrupted"]) == 28
+    assert first.columns["label"].names == second.columns["label"].names == CLASSES
+    assert first.pools["train"].arrays["image"].dtype == np.uint8
+    for name in PURPOSES:
+        for key, value in first.pools[name].arrays.items():
+            np.testing.assert_array_equal(value, second.pools[name].arrays[key])
     assert "cifar10_exact.npz" in first.source
     assert "cifar10/3.0.2" in second.source
 
@@ -104,7 +105,7 @@ def test_the_newest_version_is_read(copy):
 
 def test_records_without_ids_are_numbered_as_they_come(tmp_path):
     splits = cifar10.load(0, data_dir=prepare(tmp_path, with_ids=False), **SIZES)
-    ids = np.concatenate([getattr(splits, name)["example_id"] for name in NAMES])
+    ids = np.concatenate([splits.pools[name].arrays["example_id"] for name in PURPOSES])
     np.testing.assert_array_equal(np.sort(ids), np.arange(NUM_TRAIN + NUM_TEST))
 
 
@@ -112,9 +113,11 @@ def test_the_test_set_does_not_depend_on_the_seed(archive):
     for size in (None, 20):
         first = cifar10.load(0, data_dir=archive, test_size=size, **SIZES)
         other = cifar10.load(1, data_dir=archive, test_size=size, **SIZES)
-        np.testing.assert_array_equal(first.test["example_id"], other.test["example_id"])
-        assert set(first.dev["example_id"]) != set(other.dev["example_id"])
-    np.testing.assert_array_equal(np.bincount(first.test["label"]), np.full(10, 2))
+        np.testing.assert_array_equal(
+            first.pools["test"].arrays["example_id"], other.pools["test"].arrays["example_id"]
+        )
+        assert set(first.pools["dev"].arrays["example_id"]) != set(other.pools["dev"].arrays["example_id"])
+    np.testing.assert_array_equal(np.bincount(first.pools["test"].arrays["label"]), np.full(10, 2))
 
 
 OFFLINE = """
@@ -128,7 +131,7 @@ socket.getaddrinfo = socket.socket.connect = refuse
 from experiments.data import cifar10
 assert not {"tensorflow_datasets", "sklearn", "jax"} & set(sys.modules)
 splits = cifar10.load(0, data_dir=sys.argv[1], dev_size=20, validation_size=30)
-assert splits.train["image"].shape == (70, 32, 32, 3)
+assert splits.pools["train"].arrays["image"].shape == (70, 32, 32, 3)
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
 print("done")
 """

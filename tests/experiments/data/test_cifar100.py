@@ -5,10 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments.contract import on_device
 from experiments.data import cifar100
 from experiments.data.checking import check_data
-from experiments.data.splits import NAMES, check_splits, merge, to_data
+from experiments.data.pools import PURPOSES, visible, with_dev
 from tests.experiments.data import test_cifar10
 from tests.helpers import cifar_files
 
@@ -60,18 +59,17 @@ def fine_of(part):
 def test_both_forms_give_the_same_splits(archive, prepared):
     first = cifar100.load(0, data_dir=archive, **SIZES)
     second = cifar100.load(0, data_dir=prepared, **SIZES)
-    check_splits(second)
-    check_data(to_data(second))
+    check_data(second)
     image = np.concatenate([official()[name][0] for name in ("train", "test")])
-    assert [getattr(first, name)["label"].size for name in NAMES] == [100, 100, 100, 100]
-    for name in NAMES:
-        part = getattr(first, name)
+    assert [first.pools[name].arrays["label"].size for name in PURPOSES] == [100, 100, 100, 100]
+    for name in PURPOSES:
+        part = first.pools[name].arrays
         np.testing.assert_array_equal(part["image"], image[part["example_id"]])
         assert ((part["example_id"] >= NUM_TRAIN) == (name == "test")).all()
         for key, value in part.items():
-            np.testing.assert_array_equal(value, getattr(second, name)[key])
-    assert first.classes == second.classes == COARSE
-    assert (first.num_classes, first.num_sub_classes) == (20, 5)
+            np.testing.assert_array_equal(value, second.pools[name].arrays[key])
+    assert first.columns["label"].names == second.columns["label"].names == COARSE
+    assert [first.columns[key].size for key in ("label", "sub_label")] == [20, 5]
     assert "CIFAR-100 (Krizhevsky, 2009) from the archive cifar100_exact.npz" in first.source
     assert "cifar100/3.0.2" in second.source
 
@@ -80,8 +78,8 @@ def test_the_two_labels_are_the_fine_class(archive):
     """Five classes per super-class, numbered in the order of their index."""
     splits = cifar100.load(0, data_dir=archive, **SIZES)
     members = np.argsort(TABLE, kind="stable").reshape(20, 5)
-    for name in NAMES:
-        part = getattr(splits, name)
+    for name in PURPOSES:
+        part = splits.pools[name].arrays
         np.testing.assert_array_equal(part["label"], TABLE[fine_of(part)])
         np.testing.assert_array_equal(members[part["label"], part["sub_label"]], fine_of(part))
         assert part["sub_label"].dtype == np.int32
@@ -89,31 +87,33 @@ def test_the_two_labels_are_the_fine_class(archive):
 
 def test_sub_labels_reach_training(archive):
     splits = cifar100.load(0, data_dir=archive, **SIZES)
-    both = merge(splits.train, splits.dev)
-    assert set(on_device(both)) == {"image", "label", "sub_label"}
-    np.testing.assert_array_equal(both["sub_label"][:100], splits.train["sub_label"])
+    both = with_dev(splits).pools["train"].arrays
+    assert set(visible(splits, "train")) == {"image", "label", "sub_label"}
+    np.testing.assert_array_equal(both["sub_label"][:100], splits.pools["train"].arrays["sub_label"])
 
 
 def test_parts_that_hold_every_fine_class_are_stratified_by_it(archive):
     splits = cifar100.load(0, data_dir=archive, **SIZES)
-    for name in NAMES:
-        np.testing.assert_array_equal(np.sort(fine_of(getattr(splits, name))), np.arange(100))
+    for name in PURPOSES:
+        np.testing.assert_array_equal(np.sort(fine_of(splits.pools[name].arrays)), np.arange(100))
 
 
 @pytest.mark.parametrize("sizes", [{"dev_size": 20}, {"train_size": 40}, {"validation_size": 60, "train_size": 0.4}])
 def test_smaller_parts_are_stratified_by_super_class(archive, sizes):
     splits = cifar100.load(0, data_dir=archive, **SIZES | sizes)
     for name in ("train", "dev", "validation"):
-        assert np.ptp(np.bincount(getattr(splits, name)["label"], minlength=20)) == 0
+        assert np.ptp(np.bincount(splits.pools[name].arrays["label"], minlength=20)) == 0
 
 
 def test_the_test_set_does_not_depend_on_the_seed(archive):
     for size in (None, 40):
         first = cifar100.load(0, data_dir=archive, test_size=size, **SIZES)
         other = cifar100.load(1, data_dir=archive, test_size=size, **SIZES)
-        np.testing.assert_array_equal(first.test["example_id"], other.test["example_id"])
-        assert set(first.dev["example_id"]) != set(other.dev["example_id"])
-    np.testing.assert_array_equal(np.bincount(first.test["label"]), np.full(20, 2))
+        np.testing.assert_array_equal(
+            first.pools["test"].arrays["example_id"], other.pools["test"].arrays["example_id"]
+        )
+        assert set(first.pools["dev"].arrays["example_id"]) != set(other.pools["dev"].arrays["example_id"])
+    np.testing.assert_array_equal(np.bincount(first.pools["test"].arrays["label"]), np.full(20, 2))
 
 
 def test_cifar_10_in_the_same_place_is_not_mistaken_for_it(archive, prepared, tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_cifar_10_in_the_same_place_is_not_mistaken_for_it(archive, prepared, tm
     archives.mkdir()
     test_cifar10.write_archive(archives / "cifar10_exact.npz")
     shutil.copy(archive, archives)
-    assert cifar100.load(0, data_dir=archives, **SIZES).classes == COARSE
+    assert cifar100.load(0, data_dir=archives, **SIZES).columns["label"].names == COARSE
 
 
 def test_a_missing_place_says_how_to_get_the_data(tmp_path):

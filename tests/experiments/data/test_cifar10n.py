@@ -8,7 +8,7 @@ import pytest
 
 from experiments.data import cifar10, cifar10n
 from experiments.data.checking import check_data
-from experiments.data.splits import NAMES, check_splits, to_data
+from experiments.data.pools import PURPOSES
 from tests.experiments.data.test_cifar10 import NUM_TRAIN, official, prepare, write_archive
 from tests.helpers.commands import call, read
 
@@ -73,17 +73,17 @@ def test_every_image_has_its_label_and_both_forms_agree(archive, root, kind):
     first = cifar10n.load(0, data_dir=archive, kind=kind, **SIZES)
     second = cifar10n.load(0, data_dir=root, kind=kind, **SIZES)
     clean = cifar10.load(0, data_dir=archive, **SIZES)
-    check_splits(first)
-    check_data(to_data(first))
-    label = people()[cifar10n.KINDS[kind]][first.train["example_id"]]
-    np.testing.assert_array_equal(first.train["label"], label)
-    np.testing.assert_array_equal(first.train["corrupted"], label != clean.train["label"])
-    assert 0 < first.train["corrupted"].sum() < 60
-    for name in NAMES:
-        for key, value in getattr(first, name).items():
-            np.testing.assert_array_equal(value, getattr(second, name)[key])
+    check_data(first)
+    label = people()[cifar10n.KINDS[kind]][first.pools["train"].arrays["example_id"]]
+    train = first.pools["train"].arrays
+    np.testing.assert_array_equal(train["label"], label)
+    np.testing.assert_array_equal(train["corrupted"], label != clean.pools["train"].arrays["label"])
+    assert 0 < train["corrupted"].sum() < 60
+    for name in PURPOSES:
+        for key, value in first.pools[name].arrays.items():
+            np.testing.assert_array_equal(value, second.pools[name].arrays[key])
             if name != "train" or key not in ("label", "corrupted"):
-                np.testing.assert_array_equal(value, getattr(clean, name)[key])
+                np.testing.assert_array_equal(value, clean.pools[name].arrays[key])
     assert f"CIFAR-10N, {kind}" in first.source
     assert cifar10n.OFFICIAL_NAME in second.source
     # The records do not lie in the order of the ids, or this test would prove nothing.
@@ -96,8 +96,10 @@ def test_sizes_are_passed_on_and_the_labels_do_not_depend_on_the_seed(archive):
     found = {}
     for seed in (0, 1, 2):
         splits = cifar10n.load(seed, data_dir=archive, train_size=40, test_size=20, **SIZES)
-        assert [getattr(splits, name)["label"].size for name in NAMES] == [40, 20, 30, 20]
-        for place, label in zip(splits.train["example_id"], splits.train["label"], strict=True):
+        assert [splits.pools[name].arrays["label"].size for name in PURPOSES] == [40, 20, 30, 20]
+        for place, label in zip(
+            splits.pools["train"].arrays["example_id"], splits.pools["train"].arrays["label"], strict=True
+        ):
             assert found.setdefault(place, label) == label
 
 
@@ -107,13 +109,15 @@ def test_the_places_the_labels_may_lie_in(root, prepared, monkeypatch):
     monkeypatch.chdir(prepared)
     for place in (root, prepared, "."):
         splits = cifar10n.load(0, data_dir=place, **SIZES)
-        np.testing.assert_array_equal(splits.train["label"], expected.train["label"])
+        np.testing.assert_array_equal(splits.pools["train"].arrays["label"], expected.pools["train"].arrays["label"])
 
 
 def test_an_npz_of_the_official_arrays(root):
     np.savez(root / "CIFAR-10_human.npz", **people())
     splits = cifar10n.load(0, data_dir=root, kind="aggregate", **SIZES)
-    np.testing.assert_array_equal(splits.train["label"], people()["aggre_label"][splits.train["example_id"]])
+    np.testing.assert_array_equal(
+        splits.pools["train"].arrays["label"], people()["aggre_label"][splits.pools["train"].arrays["example_id"]]
+    )
 
 
 def test_files_of_older_numpy_versions(root):
@@ -123,7 +127,9 @@ def test_files_of_older_numpy_versions(root):
         np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
         stream.write(pickle.dumps(array, protocol=3).replace(b"numpy._core.", b"numpy.core."))
     splits = cifar10n.load(0, data_dir=root, **SIZES)
-    np.testing.assert_array_equal(splits.train["label"], people()["worse_label"][splits.train["example_id"]])
+    np.testing.assert_array_equal(
+        splits.pools["train"].arrays["label"], people()["worse_label"][splits.pools["train"].arrays["example_id"]]
+    )
 
 
 class Trap:

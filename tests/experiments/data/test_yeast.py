@@ -7,7 +7,7 @@ import pytest
 
 from experiments.data import yeast
 from experiments.data.checking import check_data
-from experiments.data.splits import NAMES, check_splits, to_data
+from experiments.data.pools import PURPOSES
 
 NUM_TRAIN, NUM_TEST = 120, 40
 SIZES = {"dev_size": 20, "validation_size": 30, "labelled": 0.2}
@@ -71,16 +71,15 @@ def archive(tmp_path_factory):
 
 def test_every_example_is_the_official_one_that_its_id_names(folder):
     splits = yeast.load(0, data_dir=folder, **SIZES)
-    check_splits(splits)
-    check_data(to_data(splits))
-    assert [getattr(splits, name)["label"].size for name in NAMES] == [70, 20, 30, 40]
+    check_data(splits)
+    assert [splits.pools[name].arrays["label"].size for name in PURPOSES] == [70, 20, 30, 40]
     parts = official()
     features, labels = (np.concatenate([parts["train"][kind], parts["test"][kind]]) for kind in (0, 1))
-    train = features[splits.train["example_id"]]
+    train = features[splits.pools["train"].arrays["example_id"]]
     deviation = train.std(axis=0)
     deviation[5] = 1.0
-    for name in NAMES:
-        part = getattr(splits, name)
+    for name in PURPOSES:
+        part = splits.pools[name].arrays
         ids = part["example_id"]
         np.testing.assert_allclose(
             part["features"], (features[ids] - train.mean(axis=0)) / deviation, rtol=1e-5, atol=1e-6
@@ -90,32 +89,32 @@ def test_every_example_is_the_official_one_that_its_id_names(folder):
         assert part["features"].dtype == np.float32
         assert ((ids >= NUM_TRAIN) == (name == "test")).all()
     assert splits.tasks == ("Class4", *CLASSES[:3], *CLASSES[4:])
-    assert splits.num_classes == 2
+    assert splits.columns["label"].size == 2
 
 
 def test_features_are_standardised_by_train_alone(folder):
     splits = yeast.load(0, data_dir=folder, **SIZES)
-    varied = np.delete(splits.train["features"], 5, axis=1)
+    varied = np.delete(splits.pools["train"].arrays["features"], 5, axis=1)
     np.testing.assert_allclose(varied.mean(axis=0), 0.0, atol=1e-5)
     np.testing.assert_allclose(varied.std(axis=0), 1.0, rtol=1e-4)
-    np.testing.assert_allclose(splits.train["features"][:, 5], 0.0, atol=1e-6)
-    assert np.abs(splits.test["features"].mean(axis=0)).max() > 0.1
+    np.testing.assert_allclose(splits.pools["train"].arrays["features"][:, 5], 0.0, atol=1e-6)
+    assert np.abs(splits.pools["test"].arrays["features"].mean(axis=0)).max() > 0.1
 
 
 def test_most_primary_labels_of_train_are_hidden_and_nothing_else(folder):
     splits = yeast.load(0, data_dir=folder, **SIZES)
-    train = splits.train
+    train = splits.pools["train"].arrays
     assert train["labelled"].sum() == round(0.2 * 70)
     seen = train["label"][train["labelled"]]
     assert abs(seen.mean() - train["true_label"].mean()) < 1 / 14  # both kinds keep their shares
     assert not train["label"][~train["labelled"]].any()
     assert train["true_label"][~train["labelled"]].any()
     assert not train["corrupted"].any()
-    for name in NAMES[1:]:
-        part = getattr(splits, name)
+    for name in PURPOSES[1:]:
+        part = splits.pools[name].arrays
         assert part["labelled"].all()
         np.testing.assert_array_equal(part["label"], part["true_label"])
-    assert yeast.load(0, data_dir=folder, **SIZES | {"labelled": 1.0}).train["labelled"].all()
+    assert yeast.load(0, data_dir=folder, **SIZES | {"labelled": 1.0}).pools["train"].arrays["labelled"].all()
 
 
 def test_both_forms_and_all_places_give_the_same_splits(folder, archive):
@@ -124,34 +123,37 @@ def test_both_forms_and_all_places_give_the_same_splits(folder, archive):
     for place in places:
         other = yeast.load(3, data_dir=place, **SIZES)
         assert other.tasks == first.tasks
-        for name in NAMES:
-            for key, value in getattr(first, name).items():
-                np.testing.assert_array_equal(value, getattr(other, name)[key], err_msg=key)
+        for name in PURPOSES:
+            for key, value in first.pools[name].arrays.items():
+                np.testing.assert_array_equal(value, other.pools[name].arrays[key], err_msg=key)
     assert "yeast-train.arff" in first.source
     assert yeast.NPZ_NAME in other.source
 
 
 def test_the_seed_decides_all_but_the_test_set(archive):
     first, again, other = (yeast.load(seed, data_dir=archive, **SIZES) for seed in (0, 0, 1))
-    for name in NAMES:
-        for key, value in getattr(first, name).items():
-            np.testing.assert_array_equal(value, getattr(again, name)[key])
-    np.testing.assert_array_equal(first.test["example_id"], other.test["example_id"])
-    assert set(first.dev["example_id"]) != set(other.dev["example_id"])
-    shown = [set(splits.train["example_id"][splits.train["labelled"]]) for splits in (first, other)]
+    for name in PURPOSES:
+        for key, value in first.pools[name].arrays.items():
+            np.testing.assert_array_equal(value, again.pools[name].arrays[key])
+    np.testing.assert_array_equal(first.pools["test"].arrays["example_id"], other.pools["test"].arrays["example_id"])
+    assert set(first.pools["dev"].arrays["example_id"]) != set(other.pools["dev"].arrays["example_id"])
+    shown = [
+        set(splits.pools["train"].arrays["example_id"][splits.pools["train"].arrays["labelled"]])
+        for splits in (first, other)
+    ]
     assert shown[0] != shown[1]
 
 
 def test_the_share_that_is_labelled_moves_no_split(archive):
     first, other = (yeast.load(0, data_dir=archive, **SIZES | {"labelled": share}) for share in (0.1, 0.5))
-    for name in NAMES:
-        np.testing.assert_array_equal(getattr(first, name)["example_id"], getattr(other, name)["example_id"])
+    for name in PURPOSES:
+        np.testing.assert_array_equal(first.pools[name].arrays["example_id"], other.pools[name].arrays["example_id"])
 
 
 def test_the_primary_label_by_name_and_by_number(archive):
     named, numbered = (yeast.load(0, data_dir=archive, primary=name, **SIZES) for name in ("Class2", "2"))
     assert named.tasks == numbered.tasks == ("Class2", "Class1", *CLASSES[2:])
-    np.testing.assert_array_equal(named.test["label"], official()["test"][1][:, 1])
+    np.testing.assert_array_equal(named.pools["test"].arrays["label"], official()["test"][1][:, 1])
     for unknown in ("Klass4", "0", "15"):
         with pytest.raises(ValueError, match=r"is no label\..* Labels: Class1, .*Class14, or 1 to 14"):
             yeast.load(0, data_dir=archive, primary=unknown, **SIZES)
@@ -234,7 +236,7 @@ def test_other_arff_files(copy):
         yeast.load(0, data_dir=copy)
     head, _, body = whole.partition("@data\n")
     path.write_text(head + "@data\n" + "?" + body[body.index(",") :])
-    with pytest.raises(ValueError, match=r"test has NaN or infinite features in 1 of 40 examples"):
+    with pytest.raises(ValueError, match=r"test\['features'\] has NaN or infinite values in 1 of 40 examples"):
         yeast.load(0, data_dir=copy, **SIZES)
     path.write_text(head + "@data\n{0 0.5, 103 1}\n{2 0.5}\n")
     with pytest.raises(ValueError, match=r"yeast-test.arff is a sparse ARFF file"):

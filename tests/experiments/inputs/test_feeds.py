@@ -9,8 +9,8 @@ import pytest
 from experiments.configs import digits_noise
 from experiments.inputs import feeds
 from experiments.inputs.batches import Draw
-from experiments.training.single import Shapes
 from tests.helpers.commands import assert_same_run, call, copy_interrupted, finish, free_port, read, start, tiny
+from tests.helpers.shapes import shapes_of
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 COUNT = 20
@@ -52,14 +52,17 @@ def test_parts_that_are_not_equal_are_refused():
         feeds.reader(split(), 9, 1, 0, 0, 2)
 
 
+SETTINGS = digits_noise.Settings(inner_steps=3)
+
+
 def experiment(**changes):
-    found = digits_noise.build(digits_noise.Settings(inner_steps=3), "equal", Shapes((8, 8, 1), 10, COUNT))
+    found = digits_noise.build(SETTINGS, shapes_of((8, 8, 1), 10, COUNT))
     shifted = lambda batch, key: {**batch, "x": batch["x"] + jax.random.uniform(key)}  # noqa: E731
     return found._replace(**{"draw_inner": Draw(4, augment=shifted), "draw_outer": Draw(5), **changes})
 
 
 def test_a_feed_goes_on_where_it_is_asked_to():
-    feed = feeds.streamed(experiment(), split(), split(), seed=1)
+    feed = feeds.streamed(experiment(), split(), split(), SETTINGS, seed=1)
     whole, later = (list(itertools.islice(feed(call), 4)) for call in (0, 2))
     assert whole[0][0]["x"].shape == (3, 4, 1)
     assert whole[0][1]["x"].shape == (5, 1)
@@ -71,7 +74,7 @@ def test_a_feed_goes_on_where_it_is_asked_to():
 
 
 def test_the_largest_seed_has_streams_of_its_own():
-    firsts = [next(feeds.streamed(experiment(), split(), split(), seed=seed)(0)) for seed in (0, 2**31 - 1)]
+    firsts = [next(feeds.streamed(experiment(), split(), split(), SETTINGS, seed=seed)(0)) for seed in (0, 2**31 - 1)]
     assert not np.array_equal(firsts[0][0]["index"], firsts[1][0]["index"])
 
 

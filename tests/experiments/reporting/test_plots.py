@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.report import Run
 from experiments.reporting.plots.comparison import _task_look, _weights, draw_all
+from experiments.reporting.runs import Run
 
 ALL = ("accuracy", "training", "weights", "filter", "samples")
 EVERY = {"loss/class": 1.0, "weight/class": 1.0, "weight/rotation": 1.0, "slope/class": -3.0, "offset/class": 0.5}
 
 
 def make_run(folder, method, seed, *, steps=(10, 20, 30), columns=EVERY, done=True, metric="accuracy") -> Run:
-    """A run as `report.read_runs` gives it, with made-up numbers."""
+    """A run as `read_runs` gives it, with made-up numbers."""
     folder = folder / method / metric / str(seed)
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)

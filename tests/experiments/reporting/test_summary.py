@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.report import Run
+from experiments.reporting.runs import Run
 from experiments.reporting.summary import as_markdown, as_table, summarise
 
 ACCURACIES = {"stl": {0: 0.5, 1: 0.6, 2: 0.7}, "equal": {0: 0.55, 1: 0.7, 2: 0.85}, "arml": {2: 0.7, 3: 0.9}}

@@ -11,6 +11,7 @@ import pytest
 import auxjax
 from auxjax.models import MLP, ConvNet
 from auxjax.tasks.rotation import rotate_batch
+from experiments.evaluation.evaluators import Trained
 from experiments.inputs import batches
 from experiments.tasks import image_classification
 
@@ -175,7 +176,8 @@ def test_evaluate_is_the_accuracy_in_chunks_of_any_size(dtype):
     expected = np.mean(np.asarray(scores.heads["class"]).argmax(axis=1) == np.asarray(data["label"]))
     split = {name: np.asarray(array) for name, array in data.items()}
     for chunk in (7, 40, 1000):
-        found = image_classification.make_evaluate(network, chunk)(variables["params"], statistics, split)
+        evaluator = image_classification.evaluator(network, chunk)
+        found = evaluator.judge(Trained(variables["params"], (), statistics), split)
         assert found == {"accuracy": pytest.approx(expected, abs=1e-12)}
 
 

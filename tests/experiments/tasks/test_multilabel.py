@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from auxjax.formulas.losses import weighted_loss
 from auxjax.models import MLP
+from experiments.evaluation.evaluators import Trained
 from experiments.inputs import batches
 from experiments.tasks import multilabel
 
@@ -65,7 +66,7 @@ def test_hidden_labels_reach_neither_loss_nor_gradient(fitted):
 def test_metrics_are_those_of_the_primary_task(fitted):
     network, params = fitted
     data = make_data()
-    found = multilabel.make_evaluate(network)(params, None, data)
+    found = multilabel.evaluator(network).judge(Trained(params, (), None), data)
     logits = network.apply({"params": params}, data["features"]).heads["labels"][:, 0]
     assert found["auroc"] == pytest.approx(roc_auc_score(data["label"], logits))
     assert found["accuracy"] == pytest.approx(np.mean((np.asarray(logits) > 0) == data["label"]))

@@ -7,11 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from auxjax import make_step
-from auxjax.training.parallel import data_mesh, replicate
+from auxjax.training.checkpoint import open_checkpoints, restore
+from auxjax.training.parallel import data_mesh
 from experiments.configs import digits_noise, get, names
-from experiments.contract import on_device
-from experiments.training import single
+from experiments.data import pools
+from experiments.evaluation.evaluators import Trained
+from experiments.methods import labels
+from experiments.settings import check_settings
+from experiments.training import judging, single
 from tests.helpers.commands import TINY, read
 
 pytestmark = pytest.mark.usefixtures("single_precision")
@@ -47,26 +50,15 @@ def test_nothing_compiles_after_the_first_steps_nor_for_other_seeds(tmp_path, ca
 
 @pytest.mark.parametrize("method", ["arml", "jtds"])
 def test_four_devices_give_what_one_gives(method):
-    splits = digits_noise.load(SETTINGS, 0, None)
-    shapes = single.Shapes(splits.train["image"].shape[1:], splits.num_classes, len(splits.train["label"]))
-    experiment = digits_noise.build(SETTINGS, method, shapes)
+    data = digits_noise.load(SETTINGS, 0, None)
+    settings = dataclasses.replace(SETTINGS, inner_steps=2)
     found = []
     for mesh in (None, data_mesh(4)):
-        init, step = make_step(
-            experiment.model,
-            experiment.method,
-            experiment.optimizer,
-            inner_steps=2,
-            draw_inner=experiment.draw_inner,
-            draw_outer=experiment.draw_outer,
-            mesh=mesh,
-        )
-        data, dev = on_device(splits.train), on_device(splits.dev)
-        state = init(jax.random.key(1), experiment.init_params(jax.random.key(0))[0], data)
-        if mesh is not None:
-            data, dev, state = replicate((data, dev, state), mesh)
+        experiment, init, step, _ = single.compiled("digits_noise", settings, method, pools.shapes(data), mesh)
+        train, dev = (single.on_device(pools.visible(data, name), mesh) for name in ("train", "dev"))
+        state = init(jax.random.key(1), experiment.init_params(jax.random.key(0))[0], train)
         for _ in range(3):
-            state, metrics = step(state, data, dev)
+            state, metrics = step(state, train, dev)
         found.append((state.params, metrics))
     (one, metrics), (four, others) = found
     assert len(jax.tree.leaves(four)[0].sharding.device_set) == 4
@@ -77,35 +69,30 @@ def test_four_devices_give_what_one_gives(method):
             np.testing.assert_allclose(metrics[name], others[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_result_and_weights_are_those_of_the_last_and_the_best_params(tmp_path, monkeypatch):
-    kept = {}
-    real = single._finish
-
-    def spy(directory, ready, carried, *rest):
-        kept.update(experiment=ready.experiment, splits=ready.splits, carried=carried)
-        return real(directory, ready, carried, *rest)
-
-    monkeypatch.setattr(single, "_finish", spy)
+def test_results_are_those_of_the_last_and_the_best_params(tmp_path):
     settings = dataclasses.replace(SETTINGS, steps=60, learning_rate=3e-3)
     result = single.train("digits_noise", settings, "jtds", 0, tmp_path)
     assert result == read(tmp_path)[0]
-    test, state = kept["splits"].test, kept["carried"]["state"]
-    evaluate = kept["experiment"].evaluate
-    assert result["test_accuracy"] == evaluate(state.params, None, test)["accuracy"]
-    best = kept["carried"]["best"][0]
-    validation = kept["splits"].validation
-    assert result["selected_validation_accuracy"] == evaluate(best, None, validation)["accuracy"]
-    assert result["selected_test_accuracy"] == evaluate(best, None, test)["accuracy"]
+    prepared = single.prepare("digits_noise", settings, labels.parse("jtds"), 0, None, None)
+    experiment, init, *_ = prepared.program
+    inner, _ = next(prepared.feed(0))
+    state = init(jax.random.key(0), experiment.init_params(jax.random.key(0))[0], inner)
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        saved = restore(manager, {"state": state, "best": judging.trained_of(state)}).tree
+    last, best = judging.trained_of(saved["state"]), Trained(*saved["best"])
+    for name, trained in {"test": last, "selected_test": best}.items():
+        assert result[f"{name}_accuracy"] == judging.judge(experiment, trained, prepared.data, "test")["accuracy"]
+    chosen = judging.judge(experiment, best, prepared.data, "validation")
+    assert result["selected_validation_accuracy"] == chosen["accuracy"]
 
 
-def test_weights_in_parts_are_those_at_once_where_the_method_looks_at_one_example(tmp_path):
-    splits = digits_noise.load(SETTINGS, 0, None)
-    shapes = single.Shapes((8, 8, 1), 10, 897)
-    experiment, init, _, weigh = single.compiled("digits_noise", SETTINGS, "equal", shapes)
-    data = on_device(splits.train)
-    state = init(jax.random.key(1), experiment.init_params(jax.random.key(0))[0], data)
-    whole = single.training_weights(weigh, state, splits.train)
-    parts = single.training_weights(weigh, state, splits.train, chunk=100)
+def test_weights_in_parts_are_those_at_once_where_the_method_looks_at_one_example():
+    data = digits_noise.load(SETTINGS, 0, None)
+    program = single.compiled("digits_noise", SETTINGS, "equal", pools.shapes(data))
+    train = single.on_device(pools.visible(data, "train"))
+    state = program.init(jax.random.key(1), program.experiment.init_params(jax.random.key(0))[0], train)
+    whole = single.training_weights(program, state, data)
+    parts = single.training_weights(program, state, data, chunk=100)
     assert whole.keys() == parts.keys() == {"class", "rotation"}
     for task in whole:
         assert whole[task].shape == (897,)
@@ -116,7 +103,7 @@ def test_weights_in_parts_are_those_at_once_where_the_method_looks_at_one_exampl
 def test_every_config_has_what_the_trainer_reads(name):
     module = get(name)
     settings = module.Settings()
-    single.check_settings(settings)
+    check_settings(settings)
     assert hash(settings) == hash(module.Settings())
     assert module.__doc__.startswith(module.__doc__.splitlines()[0])
     assert f"experiments.compare {name}" in module.__doc__
