@@ -1,1 +1,1 @@
-"""Runs, comparisons and reports built on auxjax: chooses data, model and method, and holds no formula."""
+"""Runs, comparisons and reports built on auxjax: they choose data, model and method."""

@@ -34,8 +34,8 @@ def parser(program: str, doc: str) -> argparse.ArgumentParser:
         "--devices",
         type=int,
         metavar="N",
-        help="split every batch over N devices (default 1, and all there are with --distributed); a run may go on with "
-        "another number of them",
+        help="split every batch over N devices (default 1, and all there are with --distributed); a run may "
+        "resume with another number of them",
     )
     found.add_argument(
         "--distributed",
@@ -114,7 +114,7 @@ def guarded(work) -> int:
     """Runs `work()`. Bad input ends with one message and status 2, Ctrl-C with a hint and 130, SIGTERM with 143."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the tracebacks of errors that it raises as well
     try:
-        with interruption.noted():
+        with interruption.handle_signals():
             work()
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

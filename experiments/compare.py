@@ -3,9 +3,9 @@
     python -m experiments.compare digits_noise --methods stl,equal,arml,jtds --seeds 0,1,2 --out out/digits
 
 Runs that are finished are not repeated, so the same command with more methods or seeds adds to what is there, and after
-an interruption (Ctrl-C, a kill, or SIGTERM, which saves first) it goes on. A run whose loss stops being finite is left
-unfinished and told of at the end; the others go on. DIR/table.csv has a row per logged step, the plots and the table
-are made from the files.
+an interruption (Ctrl-C, a kill, or SIGTERM, which saves first) it resumes. A run whose loss stops being finite is left
+unfinished and reported at the end; the others continue. DIR/table.csv has a row per logged step, the plots and the
+table are made from the files.
 
 A method may carry options, NAME:OPTION=VALUE, and several of them behind a +. A sweep over one weight for all auxiliary
 tasks is  --methods equal:auxiliary_weight=0.1,equal:auxiliary_weight=0.3,equal:auxiliary_weight=3
@@ -14,7 +14,7 @@ tasks is  --methods equal:auxiliary_weight=0.1,equal:auxiliary_weight=0.3,equal:
 if __name__ == "__main__":  # first: the imports take seconds
     from experiments.runtime import interruption
 
-    interruption.from_the_start()
+    interruption.exit_on_interrupt()
 
 import argparse
 import pathlib
@@ -136,4 +136,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    interruption.leave(main())
+    interruption.exit_process(main())

@@ -9,7 +9,7 @@ Differences are taken seed by seed. The table is printed, and written as table.m
 if __name__ == "__main__":  # first: the imports take seconds
     from experiments.runtime import interruption
 
-    interruption.from_the_start()
+    interruption.exit_on_interrupt()
 
 import pathlib
 
@@ -56,4 +56,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    interruption.leave(main())
+    interruption.exit_process(main())

@@ -14,7 +14,7 @@ With --dry-run the command compiles the step, prints what it will need of the de
 if __name__ == "__main__":  # first: the imports take seconds
     from experiments.runtime import interruption
 
-    interruption.from_the_start()
+    interruption.exit_on_interrupt()
 
 import argparse
 
@@ -85,4 +85,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    interruption.leave(main())
+    interruption.exit_process(main())

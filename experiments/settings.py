@@ -1,4 +1,4 @@
-"""What every run is told: the settings that all configs share, and the bounds that settings carry.
+"""The settings that all configs share, and the bounds that settings carry.
 
     class Settings(RunSettings):
         hidden: int = setting(128, least=1)

@@ -10,13 +10,13 @@ and its result on the test set is then told.
 Compilation is paid once for all runs, and an accelerator trains many small models in the time of one; on a CPU a sweep
 of convolutional networks is slower than the runs one by one, see docs/guide.md. The data of all runs lie on the device.
 
-The same command resumes. A run whose loss stops being finite is told of at the end; the others go on.
+The same command resumes. A run whose loss stops being finite is reported at the end; the others continue.
 """
 
 if __name__ == "__main__":  # first: the imports take seconds
     from experiments.runtime import interruption
 
-    interruption.from_the_start()
+    interruption.exit_on_interrupt()
 
 import argparse
 
@@ -74,4 +74,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    interruption.leave(main())
+    interruption.exit_process(main())

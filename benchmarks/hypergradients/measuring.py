@@ -1,4 +1,4 @@
-"""Who is asked for what, and in which turn: the measurements on one problem, and along one sequence.
+"""Scheduling of the measurements on one problem, and along one sequence.
 
 All entries of all libraries on a problem take turns, in an order drawn anew for every round, so that a drift of the
 machine hits all alike; only one process computes at a time. What is measured goes into a plain dictionary, written to
@@ -261,7 +261,7 @@ def _families(labels: list[str], quick: bool) -> dict[str, list[str]]:
     families = {}
     for method, names in found.items():
         if "tol" not in names and max(names["K"])[0] < LEAST_GRID:
-            continue  # the few settings of a single problem are no grid
+            continue  # the few settings of a single problem are not a grid
         if quick and "warm" not in method:
             continue
         settings = sorted(names.get("tol") or names["K"])

@@ -86,7 +86,7 @@ def phase_of(run: pathlib.Path, before: Seen) -> str:
 
 
 def start(run: pathlib.Path, through=()) -> subprocess.Popen:
-    """Starts or goes on with a run, in a process of its own (behind `through`)."""
+    """Starts or resumes a run, in a process of its own (behind `through`)."""
     line = [*through, sys.executable, "-m", "experiments.run", *RUN, "--out", str(run)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(line, cwd=ROOT, **streams)
@@ -124,7 +124,7 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
 
 
 def attempt(run: pathlib.Path, chance: random.Random, first: float) -> dict | None:
-    """Starts or goes on with a run and kills it; what became of it, or `None` if it ended before the kill.
+    """Starts or resumes a run and kills it; what became of it, or `None` if it ended before the kill.
 
     Args:
       run: its folder.
@@ -309,7 +309,7 @@ def measure(options: argparse.Namespace, folder: pathlib.Path, save) -> None:
 
 
 def rows_of(result: dict) -> list[tuple[str, str, str]]:
-    """What was tried, how often, and what came of it."""
+    """The trials, how many there were, and their outcomes."""
     rows, killed = [], [kill for run in result["kills"] for kill in run["kills"]]
 
     def ended(runs) -> str:

@@ -1,4 +1,4 @@
-"""CIFAR-10N: people's labels, 40 % (worse) or 9 % (aggregate) of them wrong; rotation prediction as auxiliary task.
+"""CIFAR-10N: human annotations, 40 % (worse) or 9 % (aggregate) of them wrong; rotation prediction as auxiliary task.
 
     python -m experiments.compare cifar10n --methods stl,equal,uncertainty,cosine_similarity,jtds --seeds 0,1,2 \\
         --data-dir ~/tensorflow_datasets --out out/cifar10n-worse
@@ -39,7 +39,7 @@ class Settings(image_classification.ConvNetSettings):
 
 
 def load(settings, seed, data_dir):
-    """The splits, from disk: images and people's labels."""
+    """The splits, from disk: images and human annotations."""
     return cifar10n.load(
         seed,
         data_dir=data_dir,

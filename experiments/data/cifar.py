@@ -120,7 +120,7 @@ def find(data_dir: str | os.PathLike | None, data_set: DataSet) -> tuple[str, pa
         return "npz", root
     if not root.exists():
         raise FileNotFoundError(f"{data_set.where}: there is no {root}. {data_set.how_to_get}")
-    # Newest version last; names that are no version (an interrupted preparation is "incomplete.*") do not count.
+    # Newest version last; names that are not a version (an interrupted preparation is "incomplete.*") do not count.
     versions = [
         (tuple(int(part) for part in info.parent.name.split(".")), info.parent)
         for pattern in ("*/dataset_info.json", f"{data_set.name}/*/dataset_info.json")
@@ -256,7 +256,7 @@ def _read_tfds(path: pathlib.Path, data_set: DataSet) -> Source:
     missing += [f"split {name!r}" for name in ("train", "test") if name not in builder.info.splits]
     if missing or tuple(features["image"].shape) != _IMAGE_SHAPE:
         raise ValueError(
-            f"{where}: {path} is no {data_set.title}: it has the features {sorted(features)} and splits "
+            f"{where}: {path} is not {data_set.title}: it has the features {sorted(features)} and splits "
             f"{sorted(builder.info.splits)}; expected image {_IMAGE_SHAPE}, {', '.join(data_set.labels)}, and the "
             "splits train and test."
         )
@@ -288,7 +288,7 @@ def _read_records(builder, split: str, path: pathlib.Path, data_set: DataSet, *,
                 for key, label in labels.items():
                     label[row] = record[key]
                 names.append(record.get("id", b""))
-    except ImportError:  # a decoder that is not installed is no damage
+    except ImportError:  # a decoder that is not installed is not damage
         raise
     except Exception as error:  # array_record raises RuntimeError, IndexError or OSError, image decoders their own
         raise ValueError(_damaged_tfds(path, data_set, error)) from error

@@ -119,7 +119,7 @@ def load(
 def _shown(label: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Bool [n]: which examples keep their label."""
     shown = np.zeros(label.size, bool)
-    # A child stream: which labels are shown is no function of the order the split came in.
+    # A child stream: which labels are shown does not depend on the order of the split.
     child = int(generator(seed, _WHERE).spawn(1)[0].integers(2**31))
     shown[stratified_subset(label, round(share * label.size), num_classes=2, seed=child)] = True
     return shown
@@ -133,7 +133,7 @@ def _place_of(primary: str, names: tuple[str, ...]) -> int:
     near = difflib.get_close_matches(primary, names, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(
-        f"{_WHERE}: primary={primary!r} is no label.{hint} Labels: {', '.join(names)}, or 1 to {len(names)}."
+        f"{_WHERE}: primary={primary!r} is not a label.{hint} Labels: {', '.join(names)}, or 1 to {len(names)}."
     )
 
 

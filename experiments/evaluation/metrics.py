@@ -1,4 +1,4 @@
-"""What the numbers of a result are called and how they are shown: the one place that knows a metric by name.
+"""Metric names and display: the one place that knows a metric by name.
 
     validation_<metric>            logged; where there are several pools, their mean
     validation_<pool>_<metric>     on one of several pools; the same for test

@@ -1,7 +1,7 @@
 """Where the batches of a run come from: data that lie on the device, or a stream that the host reads.
 
 A feed is `call -> iterator of (inner, outer)`: what each call of the step gets, from the given one on. It is a function
-of the seed and the number of the call alone, so a run that goes on finds the batches it would have had.
+of the seed and the number of the call alone, so a run that resumes finds the batches it would have had.
 
 On the device, the step draws its own batches, and the host does nothing. A stream is for data that do not fit: Grain
 shuffles anew in every epoch and reads ahead; each process reads its own part of every batch, and together they read the

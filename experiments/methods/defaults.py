@@ -51,7 +51,7 @@ def options_of(config, settings, shapes) -> dict[str, dict]:
     """`{method: options}` of a config module: its own `method_options`, or common ones for the tasks of the data."""
     if hasattr(config, "method_options"):
         return config.method_options(settings, shapes)
-    updates = max(1, settings.steps // settings.inner_steps // 2)
+    updates = max(100, settings.steps // settings.inner_steps // 2)  # ARML samples for at least 100 outer updates
     return common_options(settings, shapes, shapes.tasks[1:], max_updates=updates, fixed_weight=1.0)
 
 

@@ -3,7 +3,7 @@
     stl        stl+dev        equal:auxiliary_weight=0.3        arml:form=merged+total=2+dev
 
 Options are those of the method's function in `auxjax.methods` that take a number, a word, true, false or none. "+dev"
-trains on the dev examples as well. One method with the same options has one label, whatever the order they came in.
+trains on the dev examples as well. One method with the same options has one label, whatever their order.
 """
 
 import inspect
@@ -123,7 +123,7 @@ def _value(text: str, name: str, option: str, value: str):
         methods.get(name, **{option: value})  # raises, and lists the options
     kinds = _kinds_of(parameters[option].annotation)
     if kinds in ([], [type(None)]):
-        raise ValueError(f"method {text!r}: {option} is no number or word; a config has to set it.")
+        raise ValueError(f"method {text!r}: {option} is not a number or word; a config has to set it.")
     for kind in kinds:
         try:
             if kind is type(None) or kind is bool:

@@ -1,4 +1,4 @@
-"""What people see in the terminal: progress bars and tables, drawn by rich."""
+"""Terminal output: progress bars and tables, drawn by rich."""
 
 import contextlib
 import os

@@ -1,12 +1,12 @@
 """Ctrl-C and preemption: signals that cannot get lost and that spoil nothing.
 
 Python raises KeyboardInterrupt wherever it is. Where that is a finaliser or a callback from compiled code, it is
-dropped, or comes out as another error: the run would train to its end, or end with a traceback. So Ctrl-C is noted as
-well, and the training loop asks at every step. While checkpoints are read or written it is only noted: what the
+dropped, or comes out as another error: the run would train to its end, or end with a traceback. So Ctrl-C is recorded,
+too, and the training loop asks at every step. While checkpoints are read or written it is only recorded: what the
 storage library does in the background can crash the process when the foreground is thrown out.
 
-SIGTERM, which a cluster sends before it takes a machine away, raises nothing: it is noted alone, and the training loop
-asks, saves and leaves. Nothing is ever cut off in the middle of a save.
+SIGTERM, which a cluster sends before it takes a machine away, raises nothing: it is only recorded, and the training
+loop asks, saves and leaves. Nothing is ever cut off in the middle of a save.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _preempted = threading.Event()
 _held = threading.Event()
 
 
-class Preempted(Exception):  # noqa: N818, no error
+class Preempted(Exception):  # noqa: N818, not an error
     """The run was asked to stop; everything up to this step is on the disk."""
 
     def __init__(self, step: int):
@@ -31,10 +31,10 @@ class Preempted(Exception):  # noqa: N818, no error
         super().__init__(f"preempted {done}; the same command resumes.")
 
 
-def from_the_start() -> None:
+def exit_on_interrupt() -> None:
     """Ctrl-C ends the process at once, with the hint. For programs, before the imports that take them seconds.
 
-    Outside `noted` no file is being written, so there is nothing to leave in order.
+    Outside `handle_signals` no file is being written, so there is nothing to leave in order.
     """
 
     def handle(number, frame):
@@ -45,8 +45,8 @@ def from_the_start() -> None:
 
 
 @contextlib.contextmanager
-def noted():
-    """Within it, Ctrl-C raises KeyboardInterrupt as ever, and `check` does so once more; SIGTERM is for `stop_asked`.
+def handle_signals():
+    """Within it, Ctrl-C raises KeyboardInterrupt, and `check` does so again; `preemption_requested` reports SIGTERM.
 
     An error that follows a Ctrl-C is taken for its effect and becomes KeyboardInterrupt, too. In the main thread only.
     """
@@ -64,9 +64,9 @@ def noted():
     def drop(unraisable):  # an interrupt, which `check` raises again; what comes back to a save that has failed
         late = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
         if not issubclass(unraisable.exc_type, KeyboardInterrupt) and not late:
-            told(unraisable)
+            previous_hook(unraisable)
 
-    told, sys.unraisablehook = sys.unraisablehook, drop
+    previous_hook, sys.unraisablehook = sys.unraisablehook, drop
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, interrupt),
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: _preempted.set()),
@@ -79,7 +79,7 @@ def noted():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        sys.unraisablehook = told
+        sys.unraisablehook = previous_hook
         _clear()
 
 
@@ -89,7 +89,7 @@ def _clear() -> None:
 
 
 @contextlib.contextmanager
-def held():
+def defer_interrupts():
     """Within it, Ctrl-C waits for the end (a second one does not)."""
     _held.set()
     try:
@@ -105,13 +105,13 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def stop_asked(call: int) -> bool:
+def preemption_requested(call: int) -> bool:
     """Whether the run is to save now and leave, because this process, or another one of the run, was sent SIGTERM.
 
     Args:
       call: number of the question, one more each time: several processes agree on one at which all of them leave.
     """
-    import jax  # not at the top: `from_the_start` comes before the slow imports
+    import jax  # not at the top: `exit_on_interrupt` comes before the slow imports
 
     if jax.process_count() == 1:
         return _preempted.is_set()
@@ -120,7 +120,7 @@ def stop_asked(call: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(call)
 
 
-def leave(status: int) -> None:
+def exit_process(status: int) -> None:
     """Ends the process with a status; where it is not 0, without Python's clean-up.
 
     Threads of compiled code or of a save that were cut short can crash while Python takes itself apart, and an

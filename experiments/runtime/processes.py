@@ -57,7 +57,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def by_first(manager, what: str):
-    """Enters a context manager in the first process only; all go on when it is entered, or none does.
+    """Enters a context manager in the first process only; all continue once it is entered, or none does.
 
     Args:
       manager: the context manager.
@@ -71,7 +71,7 @@ def by_first(manager, what: str):
             except Exception as error:
                 failure = error
         if not agree(failure is None):
-            raise failure or ValueError(f"{what}: the first process could not, and says why.")
+            raise failure or ValueError(f"{what}: failed in the first process; see its error.")
         yield
 
 
@@ -94,6 +94,6 @@ def agree(good: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(good))))
 
 
-def here(tree):
+def local_copy(tree):
     """This process's copy of arrays that lie whole on every device, to evaluate or to write down."""
     return jax.tree.map(lambda leaf: leaf if leaf.is_fully_addressable else leaf.addressable_data(0), tree)

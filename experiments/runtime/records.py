@@ -1,4 +1,4 @@
-"""The files of a run: what it was, what it logged, what came out. Tables and plots are made from these alone.
+"""The files of a run: its description, its log and its results. Tables and plots are made from these alone.
 
 DIR/run.json         config, method, seed, settings, data, versions: what makes this run this run
 DIR/metrics.jsonl    one JSON line per logged step
@@ -55,7 +55,7 @@ def find_run(directory: pathlib.Path, description: dict) -> dict | None:
       The result of the run where it is already finished, `None` where there is work to do.
 
     Raises:
-      ValueError: the folder holds a different run, files that are no run's, or damaged ones.
+      ValueError: the folder holds a different run, files that are not those of a run, or damaged ones.
     """
     path = directory / "run.json"
     if path.exists():
@@ -76,7 +76,7 @@ def claim(directory: pathlib.Path, description: dict, beside: dict):
     Args:
       directory: the run's folder, made if missing.
       description: as for `find_run`.
-      beside: more plain values to write down. A run goes on with the data it began with: `data` and `data_crc32` must
+      beside: more plain values to write down. A run resumes with the data it began with: `data` and `data_crc32` must
         be the same again.
 
     Raises:
@@ -167,7 +167,7 @@ def full_disk_explained(what, directory: pathlib.Path):
         good = f"The checkpoint of step {max(steps)} is whole" if steps else "There was no checkpoint yet"
         message = (
             f"the disk is full: {what} could not be written ({os.strerror(number)}). {good}, and the log in "
-            f"{directory} is good. Free some space; the same command then goes on."
+            f"{directory} is good. Free some space; the same command then resumes."
         )
         raise OSError(message) from None
 
@@ -200,7 +200,7 @@ def append_line(path: pathlib.Path, *rows: dict) -> None:
 
 
 def to_disk(path: pathlib.Path) -> None:
-    """Sees a log to the disk: a checkpoint must never be there before the lines that led to it."""
+    """Syncs a log to the disk: a checkpoint must never be there before the lines that led to it."""
     with full_disk_explained(path, path.parent), path.open("a") as stream:
         os.fsync(stream.fileno())
 

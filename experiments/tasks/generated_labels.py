@@ -41,7 +41,7 @@ def task_model(network, manual: str, sub_classes: int, gamma: float) -> TaskMode
         if manual == "human":
             labels = batch["label"] * sub_classes + batch["sub_label"]
         else:
-            labels = image_classification.chance(batch["index"], auxiliary.shape[-1])
+            labels = image_classification.hashed_class(batch["index"], auxiliary.shape[-1])
         values = {PRIMARY: _at(primary, batch["label"]), manual: _at(auxiliary, labels)}
         return TaskLosses(values, features=out.features, state=new_state, label_losses=auxiliary)
 

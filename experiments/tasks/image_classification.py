@@ -131,7 +131,7 @@ def task_model(network, auxiliary: tuple[str, ...]) -> TaskModel:
     return TaskModel(losses, primary=PRIMARY, trunk=lambda path: "trunk" in path)
 
 
-def chance(indices, num_classes: int):
+def hashed_class(indices, num_classes: int):
     """A class in [0, num_classes) for the example at each place in the data: a hash, fixed for the whole run."""
     hashed = indices.astype(jnp.uint32) * jnp.uint32(2654435761) >> jnp.uint32(16)
     return (hashed % jnp.uint32(num_classes)).astype(jnp.int32)
@@ -139,7 +139,7 @@ def chance(indices, num_classes: int):
 
 def with_decoy(batch):
     """The batch with the decoy's labels."""
-    return {**batch, "decoy": chance(batch["index"], DECOY_CLASSES)}
+    return {**batch, "decoy": hashed_class(batch["index"], DECOY_CLASSES)}
 
 
 def draw(batch_size: int, augment=None, complete=with_decoy) -> batches.Draw:

@@ -1,4 +1,4 @@
-"""What a sweep is made of: a grid of numbers times seeds, and what each of its runs is called elsewhere.
+"""The grid of a sweep: numbers times seeds, and the name that each of its runs has elsewhere.
 
 A number is an option of the method (`auxiliary_weight`) or a setting of the config (`outer_learning_rate`). Anything
 else (words, counts, sizes) decides what is computed, and runs that differ in it cannot be one program.
@@ -117,7 +117,7 @@ def _over(method: str, settings, assignment: str) -> Over:
         raise ValueError(f"--over {assignment}: expected NAME=VALUE,VALUE,... such as auxiliary_weight=0.1,0.3,1.")
     if name not in options and name not in numbers:
         known = name in fields or name in inspect.signature(getattr(methods, method)).parameters
-        why = "is no number that one program can leave open" if known else f"is neither of {method} nor of the config"
+        why = "cannot be swept in one compiled program" if known else f"is neither of {method} nor of the config"
         raise ValueError(
             f"--over {name}: {name} {why}. Numbers of {method}: {', '.join(options) or 'none'}; of the config: "
             f"{', '.join(numbers)}. For anything else, train one by one: experiments.compare takes a method per value."

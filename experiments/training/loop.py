@@ -61,14 +61,14 @@ def run(work: Work, settings, directory, description, provenance, checkpointed, 
         checkpointed, note = resume(manager, directory, checkpointed, note)
         step = int(np.ravel(jax.device_get(checkpointed["state"].step))[0])
         on_step(step)
-        if interruption.stop_asked(step // settings.inner_steps):
+        if interruption.preemption_requested(step // settings.inner_steps):
             raise interruption.Preempted(step)
         batches = work.feed(step // settings.inner_steps)
         while step < settings.steps:
             interruption.check()
             checkpointed["state"], metrics = work.advance(checkpointed["state"], next(batches))
             step += settings.inner_steps
-            last, stop = step >= settings.steps, interruption.stop_asked(step // settings.inner_steps)
+            last, stop = step >= settings.steps, interruption.preemption_requested(step // settings.inner_steps)
             log = last or step % settings.log_every < settings.inner_steps
             keep = last or stop or step % settings.checkpoint_every < settings.inner_steps
             if log or keep:
@@ -87,7 +87,7 @@ def run(work: Work, settings, directory, description, provenance, checkpointed, 
 
 
 def _save(manager, directory, step, checkpointed, note) -> None:
-    with interruption.held(), records.full_disk_explained(f"the checkpoint of step {step}", directory):
+    with interruption.defer_interrupts(), records.full_disk_explained(f"the checkpoint of step {step}", directory):
         if processes.is_first():
             records.to_disk(directory / "metrics.jsonl")
         save(manager, step, checkpointed, note)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from: the newest good one. A damaged one is set aside."""
+"""Resumption from the newest good checkpoint; a damaged one is set aside."""
 
 import sys
 
@@ -8,17 +8,17 @@ from auxjax.training.checkpoint import restore
 from experiments.runtime import interruption, processes, records
 
 
-def resume(manager, directory, carried: dict, note: dict) -> tuple[dict, dict]:
-    """The newest checkpoint that is as it was saved, or what came in where there is none; the log is cut back to it.
+def resume(manager, directory, checkpointed: dict, note: dict) -> tuple[dict, dict]:
+    """The newest checkpoint that is as it was saved, or the given state where there is none; the log is cut back to it.
 
     Args:
       manager: from `open_checkpoints`.
       directory: the run's folder.
-      carried: the pytree of a run that begins.
+      checkpointed: the pytree of a run that begins.
       note: the note of a run that begins; `lines` counts those of the log.
 
     Returns:
-      The pytree and the note to go on with. Every damaged checkpoint is told of on standard error.
+      The pytree and the note to continue with. Every damaged checkpoint is reported on standard error.
 
     Raises:
       ValueError: a checkpoint is whole and of another program, or the log is damaged; the message says what to do.
@@ -27,12 +27,12 @@ def resume(manager, directory, carried: dict, note: dict) -> tuple[dict, dict]:
     while (step := processes.from_first(lambda: _newest_intact(manager, directory, aside))) >= 0:
         failure = None
         try:
-            with interruption.held():
-                found = restore(manager, carried, step)
+            with interruption.defer_interrupts():
+                found = restore(manager, checkpointed, step)
         except Exception as error:  # Orbax raises almost anything for files that are cut or gone
             failure = error
         if processes.agree(failure is None):
-            carried, note, at = found.tree, found.note, step
+            checkpointed, note, at = found.tree, found.note, step
             break
         failure = failure or ValueError(f"Another process could not read the checkpoint of step {step} in {directory}.")
         if records.is_noted(directory, step) or isinstance(failure, jax.errors.JaxRuntimeError):
@@ -43,12 +43,16 @@ def resume(manager, directory, carried: dict, note: dict) -> tuple[dict, dict]:
         manager.reload()
     if processes.is_first():
         for damaged, damage, path in aside:
-            then = f"The run resumes from step {at}." if at else "No other is there: the run starts again, from step 0."
+            then = (
+                f"The run resumes from step {at}."
+                if at
+                else "No earlier one is available; the run starts again, from step 0."
+            )
             where = f"the checkpoint of step {damaged} in {directory} is damaged: {damage}. It is now {path}."
             print(f"warning: {where} {then}", file=sys.stderr)
         records.keep_lines(directory / "metrics.jsonl", at, note["lines"])
     manager.reload()
-    return carried, note
+    return checkpointed, note
 
 
 def _newest_intact(manager, directory, aside: list) -> int:

@@ -140,8 +140,8 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
       seed: seed of the split, the label noise, the initial params and every later draw.
       directory: folder of the run.
       data_dir: where the data set lies, for configs that need one.
-      mesh: a device mesh over which every batch is split, see `auxjax.training.parallel`; it is no part of what the run
-        is, which may resume with another one. With several processes, `directory` is one folder that all of them see.
+      mesh: a device mesh over which every batch is split, see `auxjax.training.parallel`; it is not part of the run's
+        identity: a run may resume with another. With several processes, `directory` is one folder that all of them see.
       on_step: called with the step number at every logged step, for progress bars.
 
     Raises:
@@ -250,7 +250,7 @@ def _copy(tree):
 def _log(directory, prepared: Prepared, checkpointed, note, step, metrics) -> None:
     """Writes one line of metrics, with those on validation; keeps the params that did best there."""
     experiment, trained = prepared.program.experiment, judging.trained_of(checkpointed["state"])
-    found = judging.judge(experiment, processes.here(trained), prepared.data, "validation")
+    found = judging.judge(experiment, processes.local_copy(trained), prepared.data, "validation")
     if judging.is_better(experiment.metric, found, note["best"]):
         note.update(best=found, best_step=step)
         checkpointed["best"] = _copy(trained)
@@ -264,8 +264,8 @@ def _finish(directory, prepared: Prepared, mesh, checkpointed, note) -> dict:
     """Looks at the test pools, once: with the last params, and with those that validation chose."""
     experiment, data, state = prepared.program.experiment, prepared.data, checkpointed["state"]
     found = {
-        "test": judging.judge(experiment, processes.here(judging.trained_of(state)), data, "test"),
-        "selected_test": judging.judge(experiment, processes.here(Trained(*checkpointed["best"])), data, "test"),
+        "test": judging.judge(experiment, processes.local_copy(judging.trained_of(state)), data, "test"),
+        "selected_test": judging.judge(experiment, processes.local_copy(Trained(*checkpointed["best"])), data, "test"),
         "selected_validation": note["best"],
     }
     result = {"step": int(state.step), "selected_step": note["best_step"]}

@@ -54,7 +54,7 @@ def train(sweep: grid.Sweep, directory, *, data_dir=None, mesh=None, on_step=lam
       sweep: what to train.
       directory: its folder.
       data_dir: where the data set lies, for configs that need one.
-      mesh: a device mesh over which the runs are split; no part of what the sweep is, which may resume with another.
+      mesh: a device mesh over which the runs are split; not part of what the sweep is, which may resume with another.
       on_step: called with the step number at every logged step.
 
     Raises:

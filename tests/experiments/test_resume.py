@@ -174,7 +174,10 @@ def test_without_any_good_checkpoint_the_run_starts_again(copied, capsys):
     (run / "checkpoints" / "40" / "tree" / "manifest.ocdbt").unlink()
     (run / "damaged" / "40").mkdir(parents=True)  # from another time
     message = warned(capsys, *command, "--out", run)
-    assert f"It is now {run / 'damaged' / '40-2'}. No other is there: the run starts again, from step 0." in message
+    assert (
+        f"It is now {run / 'damaged' / '40-2'}. No earlier one is available; the run starts again, from step 0."
+        in message
+    )
     assert_same_run(whole, run)
 
 
@@ -231,7 +234,7 @@ def test_a_result_that_does_not_fit_on_the_disk_is_written_later(copied, capsys,
 def test_preempted_at_any_step_a_run_saves_and_goes_on(half_done, tmp_path, capsys, monkeypatch, at):
     command, whole, _ = half_done
     run = tmp_path / "run"
-    real = interruption.stop_asked
+    real = interruption.preemption_requested
 
     def asked_at(call):  # the signal comes at a known step: the question is asked once for every ten
         if call == at // 10:
@@ -239,7 +242,7 @@ def test_preempted_at_any_step_a_run_saves_and_goes_on(half_done, tmp_path, caps
         return real(call)
 
     with monkeypatch.context() as patched:
-        patched.setattr(interruption, "stop_asked", asked_at)
+        patched.setattr(interruption, "preemption_requested", asked_at)
         assert call("run", *command, "--out", run) == 143
     assert capsys.readouterr().err.splitlines()[-1] == f"preempted at step {at}, saved; the same command resumes."
     assert max(checkpoints(run)) == at
@@ -252,7 +255,7 @@ def test_preempted_before_the_first_step_there_is_nothing_to_save(half_done, tmp
     command, whole, _ = half_done
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(interruption, "stop_asked", lambda call: True)
+        patched.setattr(interruption, "preemption_requested", lambda call: True)
         assert call("run", *command, "--out", run) == 143
     assert capsys.readouterr().err.splitlines()[-1] == "preempted before the first step; the same command resumes."
     assert checkpoints(run) == []
@@ -264,9 +267,9 @@ def test_a_preempted_comparison_stops_as_a_whole(half_done, tmp_path, capsys, mo
     command, whole, _ = half_done
     folder = tmp_path / "all"
     arguments = [command[0], "--methods", "jtds", "--seeds", "0,1", *command[3:], "--out", folder]
-    real = interruption.stop_asked
+    real = interruption.preemption_requested
     with monkeypatch.context() as patched:
-        patched.setattr(interruption, "stop_asked", lambda call: call == 3 or real(call))
+        patched.setattr(interruption, "preemption_requested", lambda call: call == 3 or real(call))
         assert call("compare", *arguments) == 143
     assert "preempted at step 30, saved" in capsys.readouterr().err
     assert not (folder / "jtds" / "seed_1").exists()

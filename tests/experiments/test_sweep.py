@@ -122,8 +122,8 @@ def test_a_run_that_diverges_is_told_of_and_the_others_go_on(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("method", "over", "match"),
     [
-        ("equal", "reduction=sum,mean", "reduction is no number that one program can leave open"),
-        ("equal", "hidden=16,32", "hidden is no number"),
+        ("equal", "reduction=sum,mean", "reduction cannot be swept in one compiled program"),
+        ("equal", "hidden=16,32", "hidden cannot be swept"),
         ("equal", "weight=1,2", "weight is neither of equal nor of the config"),
         ("equal", "auxiliary_weight", "expected NAME=VALUE"),
         ("equal", "auxiliary_weight=1,1", "each once"),

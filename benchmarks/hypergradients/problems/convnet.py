@@ -5,7 +5,7 @@
 8 x 8 digits of scikit-learn, 300 for each loss; 3 x 3 convolutions 1-4-6-8 with tanh, strides 1, 2, 2, mean over the
 image, linear layer: params at a random start (standard deviation 1 / sqrt(fan in)) moved by 10 gradient steps of 0.5;
 s ~ N(0, 1). The reference is the dense solve with the indefinite Hessian: what the implicit function theorem gives at
-this point, though the point is no minimum and no stationary point either. Float64, so that nothing is blamed on
+this point, though the point is neither a minimum nor a stationary point. Float64, so that nothing is blamed on
 rounding.
 """
 

@@ -220,5 +220,5 @@ def test_another_data_set_is_refused(copy, tmp_path):
         cifar10.load(0, data_dir=prepare(tmp_path / "other", names=(*CLASSES, "bus", "van")))
     path = copy / "dataset_info.json"
     path.write_text(path.read_text().replace('"name": "test"', '"name": "extra"'))
-    with pytest.raises(ValueError, match=r"no CIFAR-10: .* \['id', 'image', 'label'\] and splits \['extra', 'train'\]"):
+    with pytest.raises(ValueError, match=r"not CIFAR-10: .* 'label'\] and splits \['extra', 'train'\]"):
         cifar10.load(0, data_dir=copy)

@@ -120,7 +120,7 @@ def test_cifar_10_in_the_same_place_is_not_mistaken_for_it(archive, prepared, tm
     test_cifar10.prepare(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"neither a prepared cifar100 .* nor cifar100_exact.npz; .*'cifar10'"):
         cifar100.load(0, data_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"no CIFAR-100: .* expected image \(32, 32, 3\), label, coarse_label, and"):
+    with pytest.raises(ValueError, match=r"not CIFAR-100: .* expected image \(32, 32, 3\), label, coarse_label, and"):
         cifar100.load(0, data_dir=tmp_path / "cifar10")
     shutil.copytree(prepared, tmp_path / "cifar100" / prepared.name)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))

@@ -155,7 +155,7 @@ def test_the_primary_label_by_name_and_by_number(archive):
     assert named.tasks == numbered.tasks == ("Class2", "Class1", *CLASSES[2:])
     np.testing.assert_array_equal(named.pools["test"].arrays["label"], official()["test"][1][:, 1])
     for unknown in ("Klass4", "0", "15"):
-        with pytest.raises(ValueError, match=r"is no label\..* Labels: Class1, .*Class14, or 1 to 14"):
+        with pytest.raises(ValueError, match=r"is not a label\..* Labels: Class1, .*Class14, or 1 to 14"):
             yeast.load(0, data_dir=archive, primary=unknown, **SIZES)
     with pytest.raises(ValueError, match=r"Did you mean Class4"):
         yeast.load(0, data_dir=archive, primary="Klass4", **SIZES)

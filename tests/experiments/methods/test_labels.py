@@ -60,8 +60,8 @@ def test_labels_are_folders_with_plain_names():
         ("jtds:standardise=2", "standardise wants true or false, got '2'"),
         ("cosine_similarity:form=../x", "form wants a word, got '../x'"),
         ("arml:total=some", "total wants a number or none, got 'some'"),
-        ("jtds:outer_optimizer=adam", "outer_optimizer is no number or word; a config has to set it"),
-        ("fixed_weights:weights=1", "weights is no number or word"),
+        ("jtds:outer_optimizer=adam", "outer_optimizer is not a number or word; a config has to set it"),
+        ("fixed_weights:weights=1", "weights is not a number or word"),
     ],
 )
 def test_what_is_no_label_is_refused(text, expected):

@@ -67,7 +67,7 @@ def test_an_error_that_an_interrupt_became_ends_as_the_interrupt(capsys):
 
 def test_an_interrupt_waits_while_it_is_held_and_a_second_one_does_not():
     def work(times):
-        with interruption.held():
+        with interruption.defer_interrupts():
             for _ in range(times):
                 signal.raise_signal(signal.SIGINT)
             reached.append(times)
@@ -83,21 +83,21 @@ def test_a_request_to_leave_is_asked_for_and_forgotten_with_its_command(capsys):
     before = signal.getsignal(signal.SIGTERM)
 
     def work():
-        assert not interruption.stop_asked(7)
+        assert not interruption.preemption_requested(7)
         signal.raise_signal(signal.SIGTERM)
-        if interruption.stop_asked(8):
+        if interruption.preemption_requested(8):
             raise interruption.Preempted(8)
 
     assert guarded(work) == 143
     assert capsys.readouterr().err == "preempted at step 8, saved; the same command resumes.\n"
-    assert not interruption.stop_asked(9)
+    assert not interruption.preemption_requested(9)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_control_c_while_a_program_imports_ends_it_with_the_hint_alone():
     program = """if True:
         from experiments.runtime import interruption
-        interruption.from_the_start()
+        interruption.exit_on_interrupt()
         import signal
         exec("signal.raise_signal(signal.SIGINT)")
         """
@@ -110,11 +110,11 @@ def test_a_caught_interrupt_decides_the_status():
         import signal
         from experiments.runtime import interruption
         def work():  # an interrupt within exec makes Python die of it at its end, although it was caught
-            with interruption.noted():
+            with interruption.handle_signals():
                 try:
                     exec("signal.raise_signal(signal.SIGINT)")
                 except KeyboardInterrupt:
                     return 130
-        interruption.leave(work())
+        interruption.exit_process(work())
         """
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 130

@@ -96,7 +96,7 @@ def test_the_decoy_knows_neither_image_nor_class():
     other = {**batch, "label": (batch["label"] + 1) % 4, "sub_label": 1 - batch["sub_label"]}
     values = [model.losses(params, b, jax.random.key(0), model_state).values["decoy"] for b in (batch, other)]
     np.testing.assert_array_equal(*values)
-    counts = np.bincount(image_classification.chance(jnp.arange(12_000), 12), minlength=12)
+    counts = np.bincount(image_classification.hashed_class(jnp.arange(12_000), 12), minlength=12)
     assert counts.min() > 800
     assert counts.max() < 1200
 
