@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from auxjax._internal import tree_math
 from auxjax._internal.random_keys import check_key
 from auxjax.hypergrad import problem as problems
-from auxjax.hypergrad._implicit import implicit, linearise
+from auxjax.hypergrad._implicit import curvature_operator, implicit, linearise
 from auxjax.solvers import base
 from auxjax.solvers._neumann import neumann
 from auxjax.solvers.galerkin import galerkin
@@ -139,8 +139,9 @@ def amortise(
     def system_at(problem, params, meta, inner_batch, outer_batch):
         level = problems.make_level("amortise", problem, params, meta)
         v = problems.outer_gradients(problem, level, outer_batch).v
-        matvec = linearise(problem, level, inner_batch)[1] if curvature is None else curvature(level, inner_batch)
-        return level, matvec, v
+        if curvature is None:
+            return level, linearise(problem, level, inner_batch)[1], v
+        return level, curvature_operator(curvature, problem, level, inner_batch), v
 
     def prepared_at(point, previous, key):
         _, matvec, v = system_at(*point)

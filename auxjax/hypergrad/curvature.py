@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax.hypergrad.problem import Level, check_scalar
-from auxjax.solvers.base import check_floating
+from auxjax.solvers.base import Operator, check_floating
 
 
 def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
@@ -35,8 +35,9 @@ def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
         loss is `loss(outputs(params, meta, batch), params, meta, batch)`: it is the caller who keeps them equal.
 
     Returns:
-      `curvature(level, batch) -> matvec`. Cost of a product: one forward-mode and one reverse pass through the outputs,
-      linearised once, and a Hessian product of `loss` in its first two arguments.
+      `curvature(level, batch) -> matvec`, an `Operator` known to be symmetric. Cost of a product: one forward-mode
+      and one reverse pass through the outputs, linearised once, and a Hessian product of `loss` in its first two
+      arguments.
 
     Raises:
       TypeError: an argument is no function; outputs that are not floating (when traced).
@@ -63,7 +64,7 @@ def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
             at_z, at_theta = hessian(push(u), u)
             return level.reduce(jax.tree.map(jnp.add, pull(at_z)[0], at_theta))
 
-        return matvec
+        return Operator(matvec, symmetric=True)
 
     return curvature
 
@@ -79,9 +80,9 @@ def fisher(losses: Callable, loss: Callable) -> Callable:
         weighted mean with weights >= 0. The problem's inner loss is `loss(losses(...), params, meta, batch)`.
 
     Returns:
-      `curvature(level, batch) -> matvec`. Cost of a product: one forward-mode and one reverse pass through the losses,
-      linearised once. Its rank is at most the number of examples: without explicit terms in the params it needs
-      damping.
+      `curvature(level, batch) -> matvec`, an `Operator` known to be symmetric. Cost of a product: one forward-mode
+      and one reverse pass through the losses, linearised once. Its rank is at most the number of examples: without
+      explicit terms in the params it needs damping.
 
     Raises:
       TypeError: an argument is no function; losses that are not floating (when traced).
@@ -107,7 +108,7 @@ def fisher(losses: Callable, loss: Callable) -> Callable:
             weighted = jax.tree.map(jnp.multiply, slopes, push(u))
             return level.reduce(jax.tree.map(jnp.add, pull(weighted)[0], explicit(u)))
 
-        return matvec
+        return Operator(matvec, symmetric=True)
 
     return curvature
 

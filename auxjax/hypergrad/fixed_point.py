@@ -67,7 +67,7 @@ def optimizer_field(problem: BilevelProblem, optimizer, opt_state=None) -> Bilev
         update = level.merge(_negative(updates, theta))
         return (update, ()) if problem.has_aux else update
 
-    return dataclasses.replace(problem, inner=None, update_field=field)
+    return dataclasses.replace(problem, inner=None, update_field=field, symmetric=False)
 
 
 def optimizer_fixed_point(problem: BilevelProblem, optimizer) -> BilevelProblem:
@@ -118,7 +118,7 @@ def optimizer_fixed_point(problem: BilevelProblem, optimizer) -> BilevelProblem:
 
     elif mask is not None:
         mask = OptimizerPoint(mask, True)
-    return dataclasses.replace(problem, inner=None, update_field=field, outer=outer, mask=mask)
+    return dataclasses.replace(problem, inner=None, update_field=field, symmetric=False, outer=outer, mask=mask)
 
 
 def _gradients(problem: BilevelProblem, level: problems.Level, batch):

@@ -28,9 +28,12 @@ class BilevelProblem:
     Attributes:
       inner: `(params, meta, batch) -> scalar`, the loss that `params` minimise. Its mixed derivative is taken by a
         forward pass through the loss; a loss with `jax.custom_vjp` functions, which have no forward mode, can be given
-        as `update_field=jax.grad(inner)` instead.
+        as `update_field=jax.grad(inner), symmetric=True` instead.
       update_field: `(params, meta, batch) -> pytree like params`, the direction whose negative the lower level follows,
         zero at its fixed point. Exactly one of `inner` and `update_field`.
+      symmetric: whether the Jacobian of `update_field` is symmetric, as it is where the field is the gradient of some
+        function. It is taken at its word: solvers for symmetric matrices then take the field too. The Hessian of an
+        `inner` loss always is.
       outer: `(params, meta, batch) -> scalar`, the loss that `meta` minimise.
       mask: which leaves of `params` take part: a predicate on the path of a leaf, such as
         `lambda path: "trunk" in path`, a pytree of bools like `params` or a prefix of it, or `None` for all. The others
@@ -56,6 +59,7 @@ class BilevelProblem:
     mask: Any = None
     has_aux: bool = False
     reduce: Callable[[Any], Any] | None = None
+    symmetric: bool = False
 
     def __post_init__(self):
         if (self.inner is None) == (self.update_field is None):
@@ -64,8 +68,10 @@ class BilevelProblem:
                 f"BilevelProblem got {came} of inner= and update_field=; expected exactly one. Give inner=, a scalar "
                 "loss, or update_field=, the direction of the lower level's update, if that is not a gradient."
             )
-        if not isinstance(self.has_aux, bool):
-            raise TypeError(f"BilevelProblem(has_aux=): expected True or False, got {type(self.has_aux).__name__}.")
+        for name in ("has_aux", "symmetric"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise TypeError(f"BilevelProblem({name}=): expected True or False, got {type(value).__name__}.")
         for name in ("inner", "update_field", "outer", "reduce"):
             value = getattr(self, name)
             optional = name != "outer"

@@ -7,8 +7,8 @@ the way; here the residual falls with every step whatever the signs, and a singu
 of smallest residual. The three-term recurrence of Lanczos makes A tridiagonal; its eigenvalues, which lie between those
 of A, tell of negative curvature as a by-product.
 
-Not for: matrices that are not symmetric (`gmres`). A solution on an indefinite Hessian is exact, and the hypergradient
-it gives is that of a stationary point that is no minimum: `min_curvature` says so.
+Not for: matrices that are not symmetric (`gmres`), refused where that is known. A solution on an indefinite Hessian is
+exact, and the hypergradient it gives is that of a stationary point that is no minimum: `min_curvature` says so.
 """
 
 from typing import Any, NamedTuple
@@ -97,7 +97,8 @@ def minres(
       8 with a preconditioner.
 
     Raises:
-      TypeError, ValueError: an option of the wrong type or out of range.
+      TypeError, ValueError: an option of the wrong type or out of range; an `Operator(symmetric=False)` (from the
+        solve).
 
     Reference: Paige, Saunders, 1975, Solution of Sparse Indefinite Systems of Linear Equations, section 6.
     """
@@ -107,6 +108,7 @@ def minres(
     written_out = iteration.choose_unroll("minres", unroll, max_steps)
 
     def solve(matvec, b, *, init=None, key=None):
+        base.require_symmetric("minres", matvec)
         system = base.make_system("minres", matvec, b, init, key)
 
         def iterate(operator, right, guess):

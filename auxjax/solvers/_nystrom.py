@@ -11,7 +11,7 @@ Formed with a small shift, a symmetric square root of the core and a singular va
 construction and loses no digits to the inversion of the core.
 
 Not for: indefinite matrices, whose negative part the approximation leaves out (`min_curvature` tells); matrices that
-are not symmetric; parameters sharded over devices, whose leaves it joins into one vector.
+are not symmetric, refused where that is known; parameters sharded over devices, whose leaves it joins into one vector.
 """
 
 from typing import NamedTuple
@@ -61,7 +61,7 @@ def nystrom(rank: int, *, damping: float, rtol: float = 1e-3):
 
     Raises:
       TypeError: `rank` is no integer; by `solve`: no `key`, or an old-style one.
-      ValueError: an option out of range.
+      ValueError: an option out of range; by `solve`: an `Operator(symmetric=False)`.
 
     Reference: Hataya, Yamada, 2023, Nystrom Method for Accurate and Scalable Implicit Differentiation, AISTATS,
     equation 6; Frangella, Tropp, Udell, 2023, Randomized Nystrom Preconditioning, algorithm 2.1 for the computation.
@@ -75,6 +75,7 @@ def nystrom(rank: int, *, damping: float, rtol: float = 1e-3):
         )
 
     def solve(matvec, b, *, init=None, key=None):
+        base.require_symmetric("nystrom", matvec)
         _require_key("nystrom solve", key)
         system = base.make_system("nystrom", matvec, b, init, key)
         sketch = sketch_matrix(system.matvec, system.b, rank, key)

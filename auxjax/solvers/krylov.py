@@ -9,7 +9,8 @@ network: 913 ms, written out about 50).
 Added to the textbook: a right-hand side of unit length, so that tolerances mean the same on every scale; a stop at
 rounding error; a finite answer when the iteration breaks down; the true residual.
 
-Not for: systems that are not symmetric positive definite (damping may make them so).
+Not for: systems that are not symmetric positive definite (damping may make them so). An operator that is known not to
+be symmetric is refused.
 """
 
 from typing import Any, NamedTuple
@@ -54,7 +55,8 @@ def cg(
       one more with a preconditioner.
 
     Raises:
-      TypeError, ValueError: an option of the wrong type or out of range.
+      TypeError, ValueError: an option of the wrong type or out of range; an `Operator(symmetric=False)` (from the
+        solve).
 
     Reference: Hestenes, Stiefel, 1952, Methods of Conjugate Gradients for Solving Linear Systems.
     """
@@ -65,6 +67,7 @@ def cg(
     settle = iteration.computed_once if written_out else lambda *scalars: scalars  # a loop's state is no formula
 
     def solve(matvec, b, *, init=None, key=None):
+        base.require_symmetric("cg", matvec)
         system = base.make_system("cg", matvec, b, init, key)
 
         def iterate(operator, right, guess):

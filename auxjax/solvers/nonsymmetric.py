@@ -51,11 +51,12 @@ def normal_cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, 
     Returns:
       `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`; `key` is not used. `min_curvature` is the Rayleigh
       quotient of the solution. Differentiable (another solve). `matvec` must be one that `jax.linear_transpose` can
-      transpose.
+      transpose, or an `Operator` with `transpose=`.
       Cost: 2 steps + 4 products with A or its transpose (A^T b, the initial residual, the true residual at the end).
 
     Raises:
-      TypeError, ValueError: an option of the wrong type or out of range; a `BilevelProblem(reduce=)` (from the solve).
+      TypeError, ValueError: an option of the wrong type or out of range; a mean over replicas inside
+        `matvec`, as with `BilevelProblem(reduce=)`, and no `transpose` with one (from the solve).
 
     Reference: Hestenes, Stiefel, 1952, Methods of Conjugate Gradients for Solving Linear Systems, section 10.
     """
@@ -63,22 +64,23 @@ def normal_cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, 
     solve_cg = jaxopt_linear_solve().solve_cg
 
     def solve(matvec, b, *, init=None, key=None):
-        if isinstance(matvec, base.Operator) and matvec.averages:
+        if isinstance(matvec, base.Operator) and matvec.averages and matvec.transpose is None:
             raise ValueError(
                 "normal_cg needs products with the transposed matrix, which a problem with reduce= does not give. Use "
-                "gmres or minres, or sharded arrays under jit without reduce=."
+                "gmres or minres, or sharded arrays under jit without reduce=. An Operator of your own may give "
+                "transpose=, with the mean over replicas inside."
             )
         system = base.make_system("normal_cg", matvec, b, init, key)
 
         def iterate(operator, right, guess):
-            transpose = jax.linear_transpose(operator, right)
-            back = transpose(right)[0]
+            transpose = _transpose(operator, right)
+            back = transpose(right)
             size = _positive(tree_math.norm(back))
             unit_right = tree_math.scale(1.0 / size, back)
 
             def normal(x):
                 product = tree_math.scale(1.0 / size, operator(x))
-                return tree_math.scale(1.0 / size, transpose(product)[0])
+                return tree_math.scale(1.0 / size, transpose(product))
 
             apply = iteration.make_preconditioner("normal_cg", preconditioner, b, unit_right)
             run = _counted(solve_cg, max_steps + 2, rtol, max_steps)
@@ -150,6 +152,15 @@ def _check(where, max_steps, rtol, damping, preconditioner) -> None:
     base.check_count(where, "max_steps", max_steps, 1)
     base.check_non_negative(where, rtol=rtol, damping=damping)
     iteration.check_preconditioner(where, preconditioner)
+
+
+def _transpose(operator, like):
+    """`x -> A^T x`: what an operator gives, or JAX's transpose of it."""
+    given = operator.transpose if isinstance(operator, base.Operator) else None
+    if given is not None:
+        return given
+    derived = jax.linear_transpose(operator, like)
+    return lambda x: derived(x)[0]
 
 
 def _positive(size):

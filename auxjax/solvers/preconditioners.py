@@ -11,7 +11,8 @@ factor of P changes nothing.
 Each is a function that is a pytree (a NamedTuple that can be called), which jit, scan and checkpoints take as they take
 arrays, so that one sketch serves for many solves.
 
-Not for: matrices that are not symmetric, on which these are guesses.
+Not for: matrices that are not symmetric, on which these are guesses; to sketch one that is known not to be is
+refused.
 """
 
 from typing import Any, NamedTuple
@@ -130,12 +131,13 @@ def nystrom_preconditioner(matvec, like, rank: int, *, damping: float, key):
 
     Raises:
       TypeError: `matvec` is no function, `like` has leaves that are not real floating, `key` is an old-style key.
-      ValueError: an option out of range; `matvec(like)` is not like `like`.
+      ValueError: an option out of range; `matvec(like)` is not like `like`; an `Operator(symmetric=False)`.
 
     Reference: Frangella, Tropp, Udell, 2023, Randomized Nystrom Preconditioning, equation 5.3.
     """
     base.check_count("nystrom_preconditioner", "rank", rank, 1)
     base.check_non_negative("nystrom_preconditioner", damping=damping)
+    base.require_symmetric("nystrom_preconditioner", matvec)
     check_key(key, "nystrom_preconditioner(key=)")
     system = base.make_system("nystrom_preconditioner", matvec, like, None, key)
     sketch = sketch_matrix(system.matvec, system.b, rank, key)
@@ -158,7 +160,7 @@ def nystrom_preparation(rank: int, *, damping: float):
       `prepare(matvec, b, previous, key) -> preconditioner`; `previous` is not used, `key` is required.
 
     Raises:
-      TypeError, ValueError: an option out of range (when it runs), a missing key.
+      TypeError, ValueError: an option out of range (when it runs), a missing key, a matrix known not to be symmetric.
     """
 
     def prepare(matvec, b, previous, key):
