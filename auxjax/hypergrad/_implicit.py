@@ -14,6 +14,7 @@ Not for: problems whose lower level is followed for a few steps only; unrolling 
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +23,12 @@ from auxjax._internal import tree_math
 from auxjax._internal.random_keys import check_key
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad import stacked
-from auxjax.hypergrad.problem import BilevelProblem
-from auxjax.solvers.base import Operator, SolveInfo, check_like, make_system, report
+from auxjax.hypergrad.problem import BilevelProblem, Curvature, Estimator
+from auxjax.interface import Key, PyTree
+from auxjax.solvers.base import Operator, SolveInfo, Solver, check_like, make_system, report
 
 
-def implicit(solver, *, curvature=None, batches: str = "same"):
+def implicit(solver: Solver, *, curvature: Curvature | None = None, batches: str = "same") -> Estimator:
     """Estimator of hypergradients by the implicit function theorem.
 
     `meta_grad = d_meta outer - u^T d_meta field`, u the solver's solution of `J^T u = d_params outer`
@@ -82,7 +84,16 @@ def implicit(solver, *, curvature=None, batches: str = "same"):
             "leave the curvature out."
         )
 
-    def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
+    def estimator(
+        problem: BilevelProblem,
+        params: PyTree,
+        meta: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Key | None = None,
+        init: PyTree = None,
+    ):
         if key is not None:
             check_key(key, "implicit estimator(key=)")
         level = problems.make_level("implicit estimator", problem, params, meta)
@@ -116,14 +127,16 @@ def _measure(matvec, v, u, solve_info: SolveInfo) -> SolveInfo:
     return measured._replace(converged=solve_info.converged, min_curvature=lowest)
 
 
-def curvature_operator(curvature, problem: BilevelProblem, level: problems.Level, batch) -> Operator:
+def curvature_operator(curvature: Curvature, problem: BilevelProblem, level: problems.Level, batch: PyTree) -> Operator:
     """The matrix in place of J^T, symmetric if the curvature says so; its reduction is the problem's."""
     made = curvature(level, batch)
     operator = made if isinstance(made, Operator) else Operator(made)
     return dataclasses.replace(operator, averages=problem.reduce is not None)
 
 
-def linearise(problem: BilevelProblem, level: problems.Level, batch):
+def linearise(
+    problem: BilevelProblem, level: problems.Level, batch: PyTree
+) -> tuple[PyTree, Operator, Callable[[PyTree], PyTree]]:
     """The lower level at one point: `(field, matvec, mixed)`.
 
     The field there, before any reduction; `u -> J^T u` and `u -> u^T d_meta field`, both reduced. J^T is an `Operator`,

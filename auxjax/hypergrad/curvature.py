@@ -20,11 +20,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from auxjax.hypergrad.problem import Level, check_scalar
+from auxjax.hypergrad.problem import Curvature, Level, check_scalar
+from auxjax.interface import PyTree
 from auxjax.solvers.base import Operator, check_floating
 
 
-def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
+def gauss_newton(
+    outputs: Callable[[PyTree, PyTree, PyTree], PyTree], loss: Callable[[PyTree, PyTree, PyTree, PyTree], PyTree]
+) -> Curvature:
     """Generalised Gauss-Newton matrix as the curvature of `implicit(solver, curvature=)`.
 
     `G u = J_z^T L_zz J_z u + L_zp u + (mixed terms)`: the Hessian of `L(J_z params, params)` with J_z held fixed
@@ -47,7 +50,7 @@ def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
     """
     _check_functions("gauss_newton", outputs=outputs, loss=loss)
 
-    def curvature(level: Level, batch):
+    def curvature(level: Level, batch: PyTree):
         def network(theta):
             return check_floating(
                 "gauss_newton(outputs=): what it returns", outputs(level.merge(theta), level.meta, batch)
@@ -69,7 +72,9 @@ def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
     return curvature
 
 
-def fisher(losses: Callable, loss: Callable) -> Callable:
+def fisher(
+    losses: Callable[[PyTree, PyTree, PyTree], PyTree], loss: Callable[[PyTree, PyTree, PyTree, PyTree], PyTree]
+) -> Curvature:
     """Empirical Fisher matrix as the curvature of `implicit(solver, curvature=)`.
 
     `F u = sum_i (dL/dl_i) g_i <g_i, u> + L_pp u`, g_i the gradient of example i's loss
@@ -92,7 +97,7 @@ def fisher(losses: Callable, loss: Callable) -> Callable:
     """
     _check_functions("fisher", losses=losses, loss=loss)
 
-    def curvature(level: Level, batch):
+    def curvature(level: Level, batch: PyTree):
         def each(theta):
             return check_floating("fisher(losses=): what it returns", losses(level.merge(theta), level.meta, batch))
 

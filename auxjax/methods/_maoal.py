@@ -20,7 +20,7 @@ import optax
 
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
-from auxjax.hypergrad import BilevelProblem
+from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method, no_reduction
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
@@ -34,7 +34,7 @@ def maoal(
     *,
     module_of: Callable[[str], str] | None = None,
     outer_optimizer: optax.GradientTransformation | None = None,
-    hypergradient=None,
+    hypergradient: Estimator | Amortised | None = None,
     constraint: str = "relu",
     auxiliary_weight: float = 1.0,
     reduction: str = "mean",

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
 
@@ -69,9 +70,9 @@ def minres(
     max_steps: int = 20,
     rtol: float = 1e-3,
     damping: float = 0.0,
-    preconditioner=None,
+    preconditioner: base.Matvec | None = None,
     unroll: bool | None = None,
-):
+) -> base.Solver:
     """Solver by minimum residuals, for symmetric matrices of any signature.
 
     `x ~ (A + damping I)^{-1} b`, A symmetric
@@ -107,7 +108,7 @@ def minres(
     iteration.check_preconditioner("minres", preconditioner)
     written_out = iteration.choose_unroll("minres", unroll, max_steps)
 
-    def solve(matvec, b, *, init=None, key=None):
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         base.require_symmetric("minres", matvec)
         system = base.make_system("minres", matvec, b, init, key)
 

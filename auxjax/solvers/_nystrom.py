@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from auxjax._internal import tree_math
 from auxjax._internal.random_keys import check_key
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 
 
@@ -39,7 +40,7 @@ class NystromSketch(NamedTuple):
     min_curvature: jax.Array
 
 
-def nystrom(rank: int, *, damping: float, rtol: float = 1e-3):
+def nystrom(rank: int, *, damping: float, rtol: float = 1e-3) -> base.Solver:
     """Solver by a randomised Nystrom approximation.
 
     `x = (U diag(lambda) U^T + damping I)^{-1} b`
@@ -74,9 +75,9 @@ def nystrom(rank: int, *, damping: float, rtol: float = 1e-3):
             "about as large as the curvature that may be ignored is a good start."
         )
 
-    def solve(matvec, b, *, init=None, key=None):
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         base.require_symmetric("nystrom", matvec)
-        _require_key("nystrom solve", key)
+        key = _require_key("nystrom solve", key)
         system = base.make_system("nystrom", matvec, b, init, key)
         sketch = sketch_matrix(system.matvec, system.b, rank, key)
         unravel = ravel_pytree(system.b)[1]
@@ -97,16 +98,17 @@ def nystrom(rank: int, *, damping: float, rtol: float = 1e-3):
     return solve
 
 
-def _require_key(where: str, key) -> None:
+def _require_key(where: str, key: Key | None) -> Key:
     if key is None:
         raise TypeError(
             f"{where}(key=) is missing: its directions are random. Pass key=jax.random.key(seed); "
             "an estimator such as implicit(nystrom(...)) hands its own key= on to the solver."
         )
     check_key(key, f"{where}(key=)")
+    return key
 
 
-def sketch_matrix(matvec, like, rank: int, key) -> NystromSketch:
+def sketch_matrix(matvec: base.Matvec, like: PyTree, rank: int, key: Key) -> NystromSketch:
     """Randomised Nystrom approximation of a symmetric positive semidefinite matrix.
 
     Args:

@@ -12,13 +12,15 @@ Not for: rectangular systems.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
 from auxjax._internal.random_keys import check_key
+from auxjax.interface import Key, PyTree, Scalar
 
 
 class SolveInfo(NamedTuple):
@@ -35,7 +37,35 @@ class SolveInfo(NamedTuple):
     relative_residual: jax.Array
     num_matvecs: jax.Array
     converged: jax.Array
-    min_curvature: jax.Array | float = 0.0
+    min_curvature: Scalar = 0.0
+
+
+Matvec: TypeAlias = Callable[[PyTree], PyTree]  # a linear function x -> A x, plain or an `Operator`
+
+
+class Solver(Protocol):
+    """`(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`, what `cg()` and the others make.
+
+    A solver of one's own takes these arguments; it may use neither `init` nor `key`.
+    """
+
+    def __call__(
+        self, matvec: Matvec, b: PyTree, /, *, init: PyTree = None, key: Key | None = None
+    ) -> tuple[PyTree, SolveInfo]:
+        """An approximate solution of `A x = b`, a pytree like `b`, and the report on it."""
+        ...
+
+
+class Preparation(Protocol):
+    """`(matvec, b, previous, key) -> prepared`, what `power_iteration()` and `nystrom_preparation(...)` make."""
+
+    def __call__(self, matvec: Matvec, b: PyTree, previous: PyTree, key: Any, /) -> PyTree:
+        """What serves several solves, a pytree of arrays.
+
+        `previous` is what was made last, or `None`. `key` is a typed PRNG key or `None`, which some refuse: no one type
+        of it would do for all.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +83,11 @@ class Operator:
         Jacobian of an update field), which solvers for symmetric matrices refuse; `None` where nobody knows.
     """
 
-    matvec: Callable[[Any], Any]
+    matvec: Matvec
     averages: bool = False
-    entry: Callable[[Any, Any], Any] | None = None
+    entry: Callable[[PyTree, Any], PyTree] | None = None
     count: int = 1
-    transpose: Callable[[Any], Any] | None = None
+    transpose: Matvec | None = None
     symmetric: bool | None = None
 
     def __call__(self, x):
@@ -78,17 +108,17 @@ class System(NamedTuple):
       transpose: `x -> A^T x` in the precision of `b`, where an `Operator` gives it, else `None`.
     """
 
-    matvec: Callable[[Any], Any]
-    b: Any
-    start: Any
+    matvec: Matvec
+    b: PyTree
+    start: PyTree
     norm: jax.Array
-    restore: Callable[[Any], Any]
-    entry: Callable[[Any, Any], Any] | None = None
+    restore: Matvec
+    entry: Callable[[PyTree, Any], PyTree] | None = None
     count: int = 1
-    transpose: Callable[[Any], Any] | None = None
+    transpose: Matvec | None = None
 
 
-def make_system(where: str, matvec, b, init, key) -> System:
+def make_system(where: str, matvec: Matvec, b: PyTree, init: PyTree, key: Key | None) -> System:
     """Checks the arguments of a solve and casts them to at least float32.
 
     Args:
@@ -132,7 +162,7 @@ def make_system(where: str, matvec, b, init, key) -> System:
     return System(in_high(matvec), high, start, norm, lambda x: tree_math.cast_like(x, b), entry, count, transpose)
 
 
-def require_symmetric(where: str, matvec) -> None:
+def require_symmetric(where: str, matvec: Matvec) -> None:
     """Raises ValueError for an `Operator` that is known not to be symmetric; plain functions pass.
 
     Args:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
 
@@ -27,9 +28,9 @@ def cg(
     max_steps: int = 20,
     rtol: float = 1e-3,
     damping: float = 0.0,
-    preconditioner=None,
+    preconditioner: base.Matvec | None = None,
     unroll: bool | None = None,
-):
+) -> base.Solver:
     """Solver by (preconditioned) conjugate gradients.
 
     `x ~ (A + damping I)^{-1} b`, A symmetric and `A + damping I` positive definite
@@ -66,7 +67,7 @@ def cg(
     written_out = iteration.choose_unroll("cg", unroll, max_steps)
     settle = iteration.computed_once if written_out else lambda *scalars: scalars  # a loop's state is no formula
 
-    def solve(matvec, b, *, init=None, key=None):
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         base.require_symmetric("cg", matvec)
         system = base.make_system("cg", matvec, b, init, key)
 

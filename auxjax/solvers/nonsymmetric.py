@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
 
@@ -31,7 +32,9 @@ def jaxopt_linear_solve():
     return linear_solve
 
 
-def normal_cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, preconditioner=None):
+def normal_cg(
+    *, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, preconditioner: base.Matvec | None = None
+) -> base.Solver:
     """Solver by conjugate gradients on the normal equations, through jaxopt.
 
     `x ~ argmin ||b - B x||`,  by  `B^T B x = B^T b`,  `B = A + damping I`, any A
@@ -63,7 +66,7 @@ def normal_cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, 
     _check("normal_cg", max_steps, rtol, damping, preconditioner)
     solve_cg = jaxopt_linear_solve().solve_cg
 
-    def solve(matvec, b, *, init=None, key=None):
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         if isinstance(matvec, base.Operator) and matvec.averages and matvec.transpose is None:
             raise ValueError(
                 "normal_cg needs products with the transposed matrix, which a problem with reduce= does not give. Use "
@@ -94,7 +97,9 @@ def normal_cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, 
     return solve
 
 
-def bicgstab(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, preconditioner=None):
+def bicgstab(
+    *, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, preconditioner: base.Matvec | None = None
+) -> base.Solver:
     """Solver by stabilised biconjugate gradients, through jaxopt.
 
     `x ~ (A + damping I)^{-1} b`, any A
@@ -126,7 +131,7 @@ def bicgstab(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, p
     _check("bicgstab", max_steps, rtol, damping, preconditioner)
     solve_bicgstab = jaxopt_linear_solve().solve_bicgstab
 
-    def solve(matvec, b, *, init=None, key=None):
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         system = base.make_system("bicgstab", matvec, b, init, key)
 
         def iterate(operator, right, guess):

@@ -23,6 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 from auxjax._internal import tree_math
 from auxjax._internal.random_keys import check_key
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 from auxjax.solvers._nystrom import NystromSketch, apply_inverse, sketch_matrix
 
@@ -57,7 +58,7 @@ class NystromPreconditioner(NamedTuple):
         return tree_math.cast_like(unravel(apply_inverse(self.sketch, flat, 0.0, self.outside)), r)
 
 
-def diagonal_preconditioner(diagonal):
+def diagonal_preconditioner(diagonal: PyTree) -> DiagonalPreconditioner:
     """Preconditioner of Jacobi: division by a diagonal.
 
     `P r = r / d`
@@ -81,7 +82,7 @@ def diagonal_preconditioner(diagonal):
     return DiagonalPreconditioner(jax.tree.map(lambda leaf: jnp.maximum(leaf, floor), high))
 
 
-def adam_preconditioner(second_moment, eps: float = 1e-8):
+def adam_preconditioner(second_moment: PyTree, eps: float = 1e-8) -> DiagonalPreconditioner:
     """Preconditioner that Adam uses.
 
     `P r = r / (sqrt(second_moment) + eps)`
@@ -110,7 +111,9 @@ def adam_preconditioner(second_moment, eps: float = 1e-8):
     )
 
 
-def nystrom_preconditioner(matvec, like, rank: int, *, damping: float, key):
+def nystrom_preconditioner(
+    matvec: base.Matvec, like: PyTree, rank: int, *, damping: float, key: Key
+) -> NystromPreconditioner:
     """Preconditioner from a randomised Nystrom approximation of A.
 
     `P = U (lambda + damping)^{-1} U^T + (I - U U^T) / (lambda_rank + damping)`
@@ -149,7 +152,7 @@ def nystrom_preconditioner(matvec, like, rank: int, *, damping: float, key):
     return NystromPreconditioner(sketch, jnp.maximum(smallest, floor) + damping)
 
 
-def nystrom_preparation(rank: int, *, damping: float):
+def nystrom_preparation(rank: int, *, damping: float) -> base.Preparation:
     """`nystrom_preconditioner` as `prepare` of `amortise`: a sketch that serves for many outer steps.
 
     Args:
@@ -163,7 +166,7 @@ def nystrom_preparation(rank: int, *, damping: float):
       TypeError, ValueError: an option out of range (when it runs), a missing key, a matrix known not to be symmetric.
     """
 
-    def prepare(matvec, b, previous, key):
+    def prepare(matvec: base.Matvec, b: PyTree, previous: PyTree, key: Key):
         del previous
         return nystrom_preconditioner(matvec, b, rank, damping=damping, key=key)
 
