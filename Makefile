@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: demo check test test-all test-slow lint format wheel benchmarks check-peers endurance clean help
+.PHONY: demo check test test-all test-slow lint types format wheel benchmarks check-peers endurance clean help
 .DEFAULT_GOAL := help
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -37,9 +37,12 @@ test-all: $(STAMP)  ## all tests, slow ones too, and what of auxjax/ they cover
 
 test-slow: test-all
 
-lint: $(STAMP)  ## ruff, check and format
+lint: types  ## ruff, check and format; the type checker
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+
+types: $(STAMP)  ## the type checker, on auxjax/
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/python -m ruff check --fix .

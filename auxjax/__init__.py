@@ -17,6 +17,8 @@ from auxjax.formulas.score_matching import score_matching_gradient as score_matc
 from auxjax.formulas.simplex import project_simplex as project_simplex
 from auxjax.hypergrad import Amortised as Amortised
 from auxjax.hypergrad import BilevelProblem as BilevelProblem
+from auxjax.hypergrad import Curvature as Curvature
+from auxjax.hypergrad import Estimator as Estimator
 from auxjax.hypergrad import HypergradInfo as HypergradInfo
 from auxjax.hypergrad import OptimizerPoint as OptimizerPoint
 from auxjax.hypergrad import amortise as amortise
@@ -30,6 +32,7 @@ from auxjax.hypergrad import optimizer_fixed_point as optimizer_fixed_point
 from auxjax.hypergrad import single_loop as single_loop
 from auxjax.hypergrad import unrolled as unrolled
 from auxjax.hypergrad import warm_started as warm_started
+from auxjax.interface import LossFunction as LossFunction
 from auxjax.interface import Method as Method
 from auxjax.interface import TaskLosses as TaskLosses
 from auxjax.interface import TaskModel as TaskModel
@@ -37,6 +40,7 @@ from auxjax.interface import TrainState as TrainState
 from auxjax.methods.shared.generation import Generator as Generator
 from auxjax.methods.shared.policy import Policy as Policy
 from auxjax.solvers import SolveInfo as SolveInfo
+from auxjax.solvers import Solver as Solver
 from auxjax.solvers import bicgstab as bicgstab
 from auxjax.solvers import cg as cg
 from auxjax.solvers import dense as dense

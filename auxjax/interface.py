@@ -20,10 +20,14 @@ Metrics have common names: `loss/<task>` and `weight/<task>` (means over the lab
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import optax
+
+PyTree: TypeAlias = Any  # a nest of dicts, lists, tuples and registered classes with arrays in it
+Key: TypeAlias = jax.Array  # one typed PRNG key, as `jax.random.key` makes it
+Scalar: TypeAlias = jax.Array | float  # an array of shape (), or a Python number
 
 
 class TrainState(NamedTuple):
@@ -40,12 +44,12 @@ class TrainState(NamedTuple):
     """
 
     step: jax.Array
-    key: jax.Array
-    params: Any
-    opt_state: Any
-    model_state: Any = None
-    method: Any = ()
-    averaged: Any = ()
+    key: Key
+    params: PyTree
+    opt_state: PyTree
+    model_state: PyTree = None
+    method: PyTree = ()
+    averaged: PyTree = ()
 
 
 class TaskLosses(NamedTuple):
@@ -73,10 +77,34 @@ class TaskLosses(NamedTuple):
 
 
 class LossFunction(Protocol):
-    """`(params, batch, key) -> TaskLosses`, and by keyword what else of the run the function names (`EXTRAS`)."""
+    """`(params, batch, key) -> TaskLosses`, and by keyword what else of the run the function names (`EXTRAS`).
 
-    def __call__(self, params: Any, batch: Any, key: jax.Array, /, *args: Any, **kwargs: Any) -> TaskLosses:
+    To a type checker `*args, **kwargs` leave the rest of the signature open: it asks for the three arguments and for
+    what is returned, and takes `losses(params, batch, key, *, state)`.
+    """
+
+    def __call__(self, params: PyTree, batch: PyTree, key: Key, /, *args: Any, **kwargs: Any) -> TaskLosses:
         """The losses of a batch: one number per example and task, before any mean."""
+        ...
+
+
+class SoftLabelLoss(Protocol):
+    """`(params, batch, labels, key) -> [n]`, and by keyword what else of the run the function names."""
+
+    def __call__(
+        self, params: PyTree, batch: PyTree, labels: jax.Array, key: Key, /, *args: Any, **kwargs: Any
+    ) -> jax.Array:
+        """The auxiliary head's loss of every example against soft labels `[n, classes]`."""
+        ...
+
+
+class FeatureLoss(Protocol):
+    """`(params, features, labels) -> [n]`, and by keyword what else of the run the function names."""
+
+    def __call__(
+        self, params: PyTree, features: jax.Array, labels: jax.Array, /, *args: Any, **kwargs: Any
+    ) -> jax.Array:
+        """The auxiliary head's loss of given features and labels."""
         ...
 
 
@@ -103,9 +131,9 @@ class TaskModel(NamedTuple):
 
     losses: LossFunction
     primary: str
-    trunk: Any = None
-    soft_label_loss: Callable[..., jax.Array] | None = None
-    feature_loss: Callable[..., jax.Array] | None = None
+    trunk: Callable[[str], object] | PyTree = None
+    soft_label_loss: SoftLabelLoss | None = None
+    feature_loss: FeatureLoss | None = None
 
 
 EXTRAS = ("state", "averaged", "step")
@@ -126,14 +154,16 @@ def bind(model: TaskModel, **extras) -> TaskModel:
     """The model with these extras of the run given to those of its functions that name them."""
 
     def give(function):
-        named = {name: value for name, value in extras.items() if function is not None and takes(function, name)}
+        if function is None:
+            return None
+        named = {name: value for name, value in extras.items() if takes(function, name)}
         return partial(function, **named) if named else function
 
     functions = ("losses", "soft_label_loss", "feature_loss")
     return model._replace(**{name: give(getattr(model, name)) for name in functions})
 
 
-def no_reduction(tree):
+def no_reduction(tree: PyTree) -> PyTree:
     """The reduction outside of `pmap`: `tree` itself."""
     return tree
 
@@ -150,7 +180,43 @@ class Context(NamedTuple):
 
     model: TaskModel
     optimizer: optax.GradientTransformationExtraArgs
-    reduce: Callable[[Any], Any] = no_reduction
+    reduce: Callable[[PyTree], PyTree] = no_reduction
+
+
+class InitState(Protocol):
+    """`init` of a `Method`."""
+
+    def __call__(self, context: Context, state: TrainState, batch: PyTree, key: Key, /) -> PyTree:
+        """The method's state before the first step; `state.method` is still `()`."""
+        ...
+
+
+class InnerUpdate(Protocol):
+    """`inner` of a `Method`."""
+
+    def __call__(
+        self, context: Context, state: TrainState, batch: PyTree, key: Key, /
+    ) -> tuple[TrainState, Mapping[str, jax.Array]]:
+        """One update of `state.params`, and its metrics."""
+        ...
+
+
+class OuterUpdate(Protocol):
+    """`outer` of a `Method`."""
+
+    def __call__(
+        self, context: Context, state: TrainState, inner_batch: PyTree, outer_batch: PyTree, key: Key, /
+    ) -> tuple[TrainState, Mapping[str, jax.Array]]:
+        """One update of `state.method`, and its metrics."""
+        ...
+
+
+class TaskWeights(Protocol):
+    """`weights` of a `Method`."""
+
+    def __call__(self, context: Context, state: TrainState, batch: PyTree, key: Key, /) -> Mapping[str, jax.Array]:
+        """`{task: scalar or [n_task]}`, the weights that the method gives this batch."""
+        ...
 
 
 class Method(NamedTuple):
@@ -169,8 +235,8 @@ class Method(NamedTuple):
         that is sharded under jit is divided all the same.
     """
 
-    init: Callable[..., Any]
-    inner: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    outer: Callable[..., tuple[TrainState, dict[str, jax.Array]]] | None = None
-    weights: Callable[..., dict[str, jax.Array]] | None = None
+    init: InitState
+    inner: InnerUpdate
+    outer: OuterUpdate | None = None
+    weights: TaskWeights | None = None
     whole_batch: bool = False

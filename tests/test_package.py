@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FIXED_NAMES = """
     weighted_loss langevin_step add_langevin_noise fisher_divergence score_matching_gradient project_simplex
     BilevelProblem HypergradInfo SolveInfo implicit one_step finite_difference unrolled
+    Solver Estimator Curvature LossFunction
     gauss_newton fisher optimizer_field optimizer_fixed_point OptimizerPoint
     Amortised amortise warm_started single_loop
     neumann cg normal_cg gmres bicgstab minres nystrom dense identity

@@ -6,7 +6,7 @@ reshape. The library takes typed keys only, and says so before anything is compu
 """
 
 import jax
-from jax import dtypes
+import jax.numpy as jnp
 
 
 def check_key(key, where: str) -> None:
@@ -20,13 +20,13 @@ def check_key(key, where: str) -> None:
       TypeError: `key` is an old-style `uint32` key, no key at all, or an array of several keys.
     """
     dtype = getattr(key, "dtype", None)
-    if dtype is None or not dtypes.issubdtype(dtype, dtypes.prng_key):
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         came = f"an array of dtype {dtype}, shape {key.shape}" if dtype is not None else f"{type(key).__name__}"
         raise TypeError(
             f"{where}: expected a typed PRNG key, got {came}. Make one with jax.random.key(seed); "
             "an old-style uint32 key becomes one through jax.random.wrap_key_data(old_key)."
         )
-    if jax.numpy.ndim(key) != 0:
+    if jnp.ndim(key) != 0:
         raise TypeError(
             f"{where}: expected one PRNG key, got an array of keys of shape {key.shape}. "
             "Pass a single key, or map over them with jax.vmap."

@@ -1,6 +1,7 @@
 """Options that a sweep traces: numbers known only when the compiled program runs, so that no check can see them."""
 
 import jax
+import jax.core
 
 
 def is_traced(*values) -> bool:

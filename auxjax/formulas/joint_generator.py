@@ -78,7 +78,7 @@ def joint_generator(
     def init(key, width, label_width, dtype):
         key_features, key_targets = jax.random.split(key)
         gate = {"kernel": jnp.zeros((2 * width, width), dtype), "bias": jnp.zeros((width,), dtype)}
-        made = {"gate": gate}
+        made: dict[str, Any] = {"gate": gate}
         if features == "generated":
             layers = _init_layers(key_features, [3 * width, *hidden, width], dtype)
             layers[-1] = jax.tree.map(jnp.zeros_like, layers[-1])

@@ -137,7 +137,7 @@ def add_langevin_noise(step_size, temperature, key) -> optax.GradientTransformat
             return (jnp.asarray(value, dtype) + scale * noise).astype(jnp.result_type(value))
 
         noisy = jax.tree.map(add, updates, _key_per_leaf(jax.random.fold_in(state.key, state.count), updates))
-        return noisy, LangevinState(count=optax.safe_increment(state.count), key=state.key)
+        return noisy, LangevinState(count=jnp.asarray(optax.safe_increment(state.count)), key=state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -164,5 +164,5 @@ def _is_floating(where: str, leaf) -> bool:
 
 
 def _check_not_negative(where: str, name: str, value) -> None:
-    if isinstance(value, numbers.Real) and not value >= 0:
+    if isinstance(value, numbers.Real) and not float(value) >= 0:
         raise ValueError(f"{where}({name}) is {value}; expected a number >= 0.")

@@ -12,7 +12,7 @@ This is not the place for losses themselves (cross-entropy and the like come fro
 
 import difflib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +153,7 @@ def _alike(where: str, losses, weights, masks) -> list[list[_Task]]:
     return list(groups.values())
 
 
-def _stacked(group: list[_Task], part: str, dtype) -> jax.Array | None:
+def _stacked(group: list[_Task], part: str, dtype) -> Any:
     """One field of all tasks of a group, `[tasks, ...]`, floats in `dtype`; `None` where they have none."""
     arrays = [getattr(task, part) for task in group]
     if arrays[0] is None:

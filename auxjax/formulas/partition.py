@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import numpy as np
 
 
@@ -105,7 +106,7 @@ def modules_by_path(params, module_of: Callable[[str], str], *, trunk=None) -> M
     return Modules(names, tuple(names.index(label) for label in labels))
 
 
-def mask_by_path(params, predicate: Callable[[str], bool]):
+def mask_by_path(params, predicate: Callable[[str], object]):
     """A pytree of bools like `params`: which leaves have a path that `predicate` accepts.
 
     Args:

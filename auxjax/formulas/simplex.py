@@ -268,5 +268,5 @@ def _ravel(where: str, tree):
 def _check_total(where: str, total) -> None:
     if jnp.ndim(total) != 0:
         raise ValueError(f"{where}(total) has shape {jnp.shape(total)}; expected one number > 0.")
-    if isinstance(total, numbers.Real) and not total > 0:
+    if isinstance(total, numbers.Real) and not float(total) > 0:
         raise ValueError(f"{where}(total) is {total}; expected a number > 0. The weights of K tasks usually sum to K.")

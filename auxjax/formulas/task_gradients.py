@@ -18,6 +18,7 @@ Not for: gradients of single examples, and second derivatives.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -127,7 +128,7 @@ def gram_matrix(tasks: TaskGradients, *, modules: Modules | None = None, chunk: 
         gradients = jax.vmap(tasks.combine)(basis)
         if modules is None:
             return jax.vmap(tasks.products)(gradients)
-        return jax.vmap(lambda gradient: module_products(tasks, gradient, modules))(gradients)
+        return jax.vmap(partial(module_products, tasks, modules=modules))(gradients)
 
     found = _in_chunks(of_chunk, tasks, chunk)
     found = found if modules is None else jnp.moveaxis(found, 0, 1)

@@ -14,4 +14,6 @@ from auxjax.hypergrad.fixed_point import OptimizerPoint as OptimizerPoint
 from auxjax.hypergrad.fixed_point import optimizer_field as optimizer_field
 from auxjax.hypergrad.fixed_point import optimizer_fixed_point as optimizer_fixed_point
 from auxjax.hypergrad.problem import BilevelProblem as BilevelProblem
+from auxjax.hypergrad.problem import Curvature as Curvature
+from auxjax.hypergrad.problem import Estimator as Estimator
 from auxjax.hypergrad.problem import HypergradInfo as HypergradInfo

@@ -14,16 +14,24 @@ Not for: update fields, which have no loss to difference; params in half precisi
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from auxjax._internal import tree_math
 from auxjax._internal.tracing import is_traced
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
-from auxjax.hypergrad.problem import BilevelProblem
+from auxjax.hypergrad.problem import BilevelProblem, Estimator
+from auxjax.interface import Key, PyTree, Scalar
 from auxjax.solvers import base
 
 
-def finite_difference(optimizer, *, epsilon: float = 0.01, opt_state=None, rtol: float = 1e-3):
+def finite_difference(
+    optimizer: optax.GradientTransformation | Scalar,
+    *,
+    epsilon: Scalar = 0.01,
+    opt_state: PyTree = None,
+    rtol: float = 1e-3,
+) -> Estimator:
     """Estimator of one-step hypergradients by finite differences of the inner loss's gradient in `meta`.
 
     `meta_grad = d_meta outer(params+, meta) - ||u|| (d_meta inner(after) - d_meta inner(before)) / (2 epsilon)`
@@ -53,7 +61,16 @@ def finite_difference(optimizer, *, epsilon: float = 0.01, opt_state=None, rtol:
     if not is_traced(epsilon) and epsilon == 0:
         raise ValueError("finite_difference(epsilon=0): expected a positive length.")
 
-    def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
+    def estimator(
+        problem: BilevelProblem,
+        params: PyTree,
+        meta: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Key | None = None,
+        init: PyTree = None,
+    ):
         level = problems.make_level("finite_difference estimator", problem, params, meta)
         if problem.inner is None:
             raise ValueError(

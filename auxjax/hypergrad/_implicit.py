@@ -13,6 +13,9 @@ linearisation, and u^T d_meta field a vector-Jacobian product.
 Not for: problems whose lower level is followed for a few steps only; unrolling differentiates those.
 """
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -20,18 +23,20 @@ from auxjax._internal import tree_math
 from auxjax._internal.random_keys import check_key
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad import stacked
-from auxjax.hypergrad.problem import BilevelProblem
-from auxjax.solvers.base import Operator, SolveInfo, check_like, make_system, report
+from auxjax.hypergrad.problem import BilevelProblem, Curvature, Estimator
+from auxjax.interface import Key, PyTree
+from auxjax.solvers.base import Operator, SolveInfo, Solver, check_like, make_system, report
 
 
-def implicit(solver, *, curvature=None, batches: str = "same"):
+def implicit(solver: Solver, *, curvature: Curvature | None = None, batches: str = "same") -> Estimator:
     """Estimator of hypergradients by the implicit function theorem.
 
     `meta_grad = d_meta outer - u^T d_meta field`, u the solver's solution of `J^T u = d_params outer`
 
     Args:
       solver: `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`, such as `neumann(20)`, `cg()` or `dense()`.
-        Damping is an option of the solver. `cg` needs an inner loss (a symmetric J).
+        Damping is an option of the solver. `cg`, `minres` and `nystrom` refuse a J that is not symmetric, which is that
+        of an update field unless the problem says `symmetric=True`.
       curvature: what the system is solved with in place of `J^T`, as `gauss_newton(outputs, loss)` or
         `fisher(losses, loss)` make it: `(level, inner_batch) -> matvec`. `None` for J itself, the Hessian of an inner
         loss. `converged` is then about that system, `relative_residual` still about J.
@@ -79,7 +84,16 @@ def implicit(solver, *, curvature=None, batches: str = "same"):
             "leave the curvature out."
         )
 
-    def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
+    def estimator(
+        problem: BilevelProblem,
+        params: PyTree,
+        meta: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Key | None = None,
+        init: PyTree = None,
+    ):
         if key is not None:
             check_key(key, "implicit estimator(key=)")
         level = problems.make_level("implicit estimator", problem, params, meta)
@@ -97,7 +111,7 @@ def implicit(solver, *, curvature=None, batches: str = "same"):
         if curvature is None:
             u, solve_info = solver(matvec, outer.v, init=guess, key=key)
         else:
-            operator = Operator(curvature(level, inner_batch), averages=problem.reduce is not None)
+            operator = curvature_operator(curvature, problem, level, inner_batch)
             u, solve_info = solver(operator, outer.v, init=guess, key=key)
             solve_info = _measure(matvec, outer.v, u, solve_info)
         return problems.conclude(level, outer, mixed(u), field, u, solve_info)
@@ -113,13 +127,24 @@ def _measure(matvec, v, u, solve_info: SolveInfo) -> SolveInfo:
     return measured._replace(converged=solve_info.converged, min_curvature=lowest)
 
 
-def linearise(problem: BilevelProblem, level: problems.Level, batch):
+def curvature_operator(curvature: Curvature, problem: BilevelProblem, level: problems.Level, batch: PyTree) -> Operator:
+    """The matrix in place of J^T, symmetric if the curvature says so; its reduction is the problem's."""
+    made = curvature(level, batch)
+    operator = made if isinstance(made, Operator) else Operator(made)
+    return dataclasses.replace(operator, averages=problem.reduce is not None)
+
+
+def linearise(
+    problem: BilevelProblem, level: problems.Level, batch: PyTree
+) -> tuple[PyTree, Operator, Callable[[PyTree], PyTree]]:
     """The lower level at one point: `(field, matvec, mixed)`.
 
-    The field there, before any reduction; `u -> J^T u` and `u -> u^T d_meta field`, both reduced.
+    The field there, before any reduction; `u -> J^T u` and `u -> u^T d_meta field`, both reduced. J^T is an `Operator`,
+    symmetric for an inner loss and for a field that the problem says is a gradient.
     """
     field, matvec, mixed = (_linearise_loss if problem.inner is not None else _linearise_field)(problem, level, batch)
-    return field, Operator(matvec, averages=problem.reduce is not None), mixed
+    symmetric = problem.inner is not None or problem.symmetric
+    return field, Operator(matvec, averages=problem.reduce is not None, symmetric=symmetric), mixed
 
 
 def _linearise_loss(problem, level, batch):

@@ -10,15 +10,20 @@ hypergradient it replaces the inverse Hessian with a multiple of the identity.
 Not for: knowing the curvature. The residual in `HypergradInfo` says how far the identity is from the inverse.
 """
 
+import optax
+
 from auxjax._internal import tree_math
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad._implicit import linearise
-from auxjax.hypergrad.problem import BilevelProblem
+from auxjax.hypergrad.problem import BilevelProblem, Estimator
+from auxjax.interface import Key, PyTree, Scalar
 from auxjax.solvers import base
 
 
-def one_step(optimizer, *, opt_state=None, rtol: float = 1e-3):
+def one_step(
+    optimizer: optax.GradientTransformation | Scalar, *, opt_state: PyTree = None, rtol: float = 1e-3
+) -> Estimator:
     """Estimator of hypergradients through one update of the lower level.
 
     `meta_grad = d/d meta outer(params + U(field(params, meta)), meta)`, exactly
@@ -55,7 +60,16 @@ def one_step(optimizer, *, opt_state=None, rtol: float = 1e-3):
     optimizer = inner_step.as_optimizer("one_step", optimizer)
     base.check_non_negative("one_step", rtol=rtol)
 
-    def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
+    def estimator(
+        problem: BilevelProblem,
+        params: PyTree,
+        meta: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Key | None = None,
+        init: PyTree = None,
+    ):
         level = problems.make_level("one_step estimator", problem, params, meta)
         inner_step.check_arguments("one_step estimator", level, key, init)
         field, matvec, mixed = linearise(problem, level, inner_batch)

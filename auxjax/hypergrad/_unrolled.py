@@ -20,14 +20,17 @@ the derivative of the optimiser's own hyper-parameters.
 import math
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import optax
 
 from auxjax._internal import tree_math
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad._implicit import linearise
-from auxjax.hypergrad.problem import BilevelProblem
+from auxjax.hypergrad.problem import BilevelProblem, Estimator
+from auxjax.interface import Key, PyTree, Scalar
 from auxjax.solvers import base
 
 UNROLLED_STEPS = 16  # up to so many steps a CPU gets straight-line code
@@ -35,16 +38,16 @@ UNROLLED_STEPS = 16  # up to so many steps a CPU gets straight-line code
 
 def unrolled(
     num_steps: int,
-    optimizer,
+    optimizer: optax.GradientTransformation | Scalar,
     *,
-    opt_state=None,
+    opt_state: PyTree = None,
     mode: str = "reverse",
     truncate: int | None = None,
     remat: bool | str = "sqrt",
     batches: str = "same",
     unroll: int | bool | None = None,
     rtol: float = 1e-3,
-):
+) -> Estimator:
     """Estimator of hypergradients through `num_steps` updates of the lower level, starting from `params`.
 
     `meta_grad = d/d meta outer(params_T(meta), meta)`, `params_0 = params`, which is held fixed
@@ -94,7 +97,16 @@ def unrolled(
     base.check_non_negative("unrolled", rtol=rtol)
     kept = num_steps if truncate is None else truncate
 
-    def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
+    def estimator(
+        problem: BilevelProblem,
+        params: PyTree,
+        meta: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Key | None = None,
+        init: PyTree = None,
+    ):
         level = problems.make_level("unrolled estimator", problem, params, meta)
         inner_step.check_arguments("unrolled estimator", level, key, init)
         stacked = batches == "stacked"
@@ -122,8 +134,9 @@ def _trajectory(problem, level, optimizer, inner_batch, stacked, mode, unroll):
 
     def run(carry, meta, nudge, first, last, remat):
         def step(carry, batch):
-            gradients = field(carry[0], meta, nudge, batch if stacked else inner_batch)
-            return inner_step.advance(optimizer, *carry, gradients)
+            theta, opt_state = carry
+            gradients = field(theta, meta, nudge, batch if stacked else inner_batch)
+            return inner_step.advance(optimizer, theta, opt_state, gradients)
 
         xs = jax.tree.map(lambda leaf: leaf[first:last], inner_batch) if stacked else None
         return _repeat(step, carry, xs, last - first, remat, unroll)
@@ -196,13 +209,13 @@ def _transposable_field(problem, level, batch):
       batch: a batch with the shapes and dtypes of every step's.
     """
 
-    def lower(theta, meta, batch):
+    def closed(theta, meta, batch):
         if problem.inner is not None:
             return problems.inner_loss(problem, level, batch)(theta, meta)
         return problems.update_field(problem, level, batch)(theta, meta)
 
     # A function with a derivative of its own may not close over traced values: they become arguments.
-    lower, constants = _hoist(lower, level.theta, level.meta, jax.tree.map(jnp.asarray, batch))
+    lower, constants = _hoist(closed, level.theta, level.meta, jax.tree.map(jnp.asarray, batch))
 
     def plain(theta, meta, nudge, given):
         del nudge  # it is zero, and adding it would cost a pass over the params

@@ -13,7 +13,7 @@ Not for: a single hypergradient.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,12 @@ import jax.numpy as jnp
 from auxjax._internal import tree_math
 from auxjax._internal.random_keys import check_key
 from auxjax.hypergrad import problem as problems
-from auxjax.hypergrad._implicit import implicit, linearise
+from auxjax.hypergrad._implicit import curvature_operator, implicit, linearise
+from auxjax.hypergrad.problem import Curvature, Estimator
+from auxjax.interface import PyTree
 from auxjax.solvers import base
 from auxjax.solvers._neumann import neumann
+from auxjax.solvers.base import Preparation, Solver
 from auxjax.solvers.galerkin import galerkin
 from auxjax.solvers.power_iteration import power_iteration
 
@@ -36,8 +39,8 @@ class Amortised(NamedTuple):
       update: `(problem, params, meta, inner_batch, outer_batch, state, *, key=None) -> (meta_grad, info, state)`.
     """
 
-    init: Callable[..., Any]
-    update: Callable[..., tuple[Any, problems.HypergradInfo, Any]]
+    init: Callable[..., PyTree]
+    update: Callable[..., tuple[PyTree, problems.HypergradInfo, PyTree]]
 
 
 class AmortisedState(NamedTuple):
@@ -51,13 +54,13 @@ class AmortisedState(NamedTuple):
       count: int32, steps taken.
     """
 
-    solution: Any
+    solution: PyTree
     changes: tuple
-    prepared: Any
+    prepared: PyTree
     count: jax.Array
 
 
-def warm_started(estimator) -> Amortised:
+def warm_started(estimator: Estimator) -> Amortised:
     """Any estimator, started from its own last solution.
 
     Args:
@@ -76,8 +79,7 @@ def warm_started(estimator) -> Amortised:
 
     def init(problem, params, meta, inner_batch, outer_batch, *, key=None):
         del inner_batch, outer_batch, key
-        level = problems.make_level("warm_started init", problem, params, meta)
-        return problems.like_params(jax.tree.map(jnp.zeros_like, level.theta), level)
+        return _zero_solution("warm_started init", problem, params, meta)
 
     def update(problem, params, meta, inner_batch, outer_batch, state, *, key=None):
         gradient, info = estimator(problem, params, meta, inner_batch, outer_batch, key=key, init=state)
@@ -87,11 +89,11 @@ def warm_started(estimator) -> Amortised:
 
 
 def amortise(
-    solver,
+    solver: Solver | Callable[[Any], Solver],
     *,
-    prepare=None,
+    prepare: Preparation | None = None,
     every: int = 1,
-    curvature=None,
+    curvature: Curvature | None = None,
     warm_start: bool | str = "extrapolate",
     history: int = 3,
     damping: float = 0.0,
@@ -134,15 +136,20 @@ def amortise(
     base.check_non_negative("amortise", damping=damping)
     if warm_start not in (True, False, "extrapolate", "project"):
         raise ValueError(f"amortise(warm_start={warm_start!r}): expected True, False, 'extrapolate' or 'project'.")
-    num_changes = {"extrapolate": 1, "project": history - 1}.get(warm_start, 0)
+    num_changes = 1 if warm_start == "extrapolate" else history - 1 if warm_start == "project" else 0
+    # Without `prepare` the solver is one; with it, what makes one.
+    solver_of = (lambda _: cast(Solver, solver)) if prepare is None else cast(Callable[[Any], Solver], solver)
 
     def system_at(problem, params, meta, inner_batch, outer_batch):
         level = problems.make_level("amortise", problem, params, meta)
         v = problems.outer_gradients(problem, level, outer_batch).v
-        matvec = linearise(problem, level, inner_batch)[1] if curvature is None else curvature(level, inner_batch)
-        return level, matvec, v
+        if curvature is None:
+            return level, linearise(problem, level, inner_batch)[1], v
+        return level, curvature_operator(curvature, problem, level, inner_batch), v
 
     def prepared_at(point, previous, key):
+        if prepare is None:
+            return ()
         _, matvec, v = system_at(*point)
         return prepare(matvec, v, previous, key)
 
@@ -160,8 +167,8 @@ def amortise(
     def init(problem, params, meta, inner_batch, outer_batch, *, key=None):
         _check_key(key)
         point = (problem, params, meta, inner_batch, outer_batch)
-        start = warm_started(solver).init(*point)
-        made = () if prepare is None else prepared_at(point, None, key)
+        start = _zero_solution("amortise init", problem, params, meta)
+        made = prepared_at(point, None, key)
         changes = tuple(jax.tree.map(jnp.zeros_like, start) for _ in range(num_changes))
         return AmortisedState(start if warm_start else (), changes, made, jnp.zeros((), jnp.int32))
 
@@ -181,16 +188,19 @@ def amortise(
 
             due = (state.count > 0) & (state.count % every == 0)
             made = renew(made) if every == 1 else jax.lax.cond(due, renew, lambda made: made, made)
-        chosen = solver if prepare is None else solver(made)
         guess, products = start_at(point, state)
-        gradient, info = implicit(chosen, curvature=curvature)(*point, key=key, init=guess)
+        gradient, info = implicit(solver_of(made), curvature=curvature)(
+            problem, params, meta, inner_batch, outer_batch, key=key, init=guess
+        )
         info = info._replace(num_matvecs=info.num_matvecs + jnp.int32(products))
         return gradient, info, _advance(state, info.solution, made)
 
     return Amortised(init, update)
 
 
-def single_loop(step_size: float | None = None, *, damping: float = 0.0, curvature=None) -> Amortised:
+def single_loop(
+    step_size: float | None = None, *, damping: float = 0.0, curvature: Curvature | None = None
+) -> Amortised:
     """One step of the linear system per outer step: params, solution and meta advance together.
 
     `u <- u + step_size (v - J^T u)`,   `meta_grad = d_meta outer - u^T d_meta field`
@@ -233,6 +243,12 @@ def _advance(state: AmortisedState, solution, made) -> AmortisedState:
         changes = (change, *changes[:-1])
     kept = solution if jax.tree.leaves(state.solution) else ()
     return AmortisedState(kept, changes, made, state.count + jnp.int32(1))
+
+
+def _zero_solution(where: str, problem, params, meta):
+    """Zeros like `params`."""
+    level = problems.make_level(where, problem, params, meta)
+    return problems.like_params(jax.tree.map(jnp.zeros_like, level.theta), level)
 
 
 def _check_key(key) -> None:

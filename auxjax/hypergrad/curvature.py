@@ -20,11 +20,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from auxjax.hypergrad.problem import Level, check_scalar
-from auxjax.solvers.base import check_floating
+from auxjax.hypergrad.problem import Curvature, Level, check_scalar
+from auxjax.interface import PyTree
+from auxjax.solvers.base import Operator, check_floating
 
 
-def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
+def gauss_newton(
+    outputs: Callable[[PyTree, PyTree, PyTree], PyTree], loss: Callable[[PyTree, PyTree, PyTree, PyTree], PyTree]
+) -> Curvature:
     """Generalised Gauss-Newton matrix as the curvature of `implicit(solver, curvature=)`.
 
     `G u = J_z^T L_zz J_z u + L_zp u + (mixed terms)`: the Hessian of `L(J_z params, params)` with J_z held fixed
@@ -35,8 +38,9 @@ def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
         loss is `loss(outputs(params, meta, batch), params, meta, batch)`: it is the caller who keeps them equal.
 
     Returns:
-      `curvature(level, batch) -> matvec`. Cost of a product: one forward-mode and one reverse pass through the outputs,
-      linearised once, and a Hessian product of `loss` in its first two arguments.
+      `curvature(level, batch) -> matvec`, an `Operator` known to be symmetric. Cost of a product: one forward-mode
+      and one reverse pass through the outputs, linearised once, and a Hessian product of `loss` in its first two
+      arguments.
 
     Raises:
       TypeError: an argument is no function; outputs that are not floating (when traced).
@@ -46,7 +50,7 @@ def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
     """
     _check_functions("gauss_newton", outputs=outputs, loss=loss)
 
-    def curvature(level: Level, batch):
+    def curvature(level: Level, batch: PyTree):
         def network(theta):
             return check_floating(
                 "gauss_newton(outputs=): what it returns", outputs(level.merge(theta), level.meta, batch)
@@ -63,12 +67,14 @@ def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
             at_z, at_theta = hessian(push(u), u)
             return level.reduce(jax.tree.map(jnp.add, pull(at_z)[0], at_theta))
 
-        return matvec
+        return Operator(matvec, symmetric=True)
 
     return curvature
 
 
-def fisher(losses: Callable, loss: Callable) -> Callable:
+def fisher(
+    losses: Callable[[PyTree, PyTree, PyTree], PyTree], loss: Callable[[PyTree, PyTree, PyTree, PyTree], PyTree]
+) -> Curvature:
     """Empirical Fisher matrix as the curvature of `implicit(solver, curvature=)`.
 
     `F u = sum_i (dL/dl_i) g_i <g_i, u> + L_pp u`, g_i the gradient of example i's loss
@@ -79,9 +85,9 @@ def fisher(losses: Callable, loss: Callable) -> Callable:
         weighted mean with weights >= 0. The problem's inner loss is `loss(losses(...), params, meta, batch)`.
 
     Returns:
-      `curvature(level, batch) -> matvec`. Cost of a product: one forward-mode and one reverse pass through the losses,
-      linearised once. Its rank is at most the number of examples: without explicit terms in the params it needs
-      damping.
+      `curvature(level, batch) -> matvec`, an `Operator` known to be symmetric. Cost of a product: one forward-mode
+      and one reverse pass through the losses, linearised once. Its rank is at most the number of examples: without
+      explicit terms in the params it needs damping.
 
     Raises:
       TypeError: an argument is no function; losses that are not floating (when traced).
@@ -91,7 +97,7 @@ def fisher(losses: Callable, loss: Callable) -> Callable:
     """
     _check_functions("fisher", losses=losses, loss=loss)
 
-    def curvature(level: Level, batch):
+    def curvature(level: Level, batch: PyTree):
         def each(theta):
             return check_floating("fisher(losses=): what it returns", losses(level.merge(theta), level.meta, batch))
 
@@ -107,7 +113,7 @@ def fisher(losses: Callable, loss: Callable) -> Callable:
             weighted = jax.tree.map(jnp.multiply, slopes, push(u))
             return level.reduce(jax.tree.map(jnp.add, pull(weighted)[0], explicit(u)))
 
-        return matvec
+        return Operator(matvec, symmetric=True)
 
     return curvature
 

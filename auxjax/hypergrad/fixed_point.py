@@ -13,14 +13,16 @@ Not for: getting to the fixed point. `params` and state come from the caller's o
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad.problem import BilevelProblem
+from auxjax.interface import PyTree, Scalar
 
 
 class OptimizerPoint(NamedTuple):
@@ -31,11 +33,13 @@ class OptimizerPoint(NamedTuple):
       opt_state: the optimiser's state; its floating leaves are variables as well, its counters are held fixed.
     """
 
-    params: Any
-    opt_state: Any
+    params: PyTree
+    opt_state: PyTree
 
 
-def optimizer_field(problem: BilevelProblem, optimizer, opt_state=None) -> BilevelProblem:
+def optimizer_field(
+    problem: BilevelProblem, optimizer: optax.GradientTransformation | Scalar, opt_state: PyTree = None
+) -> BilevelProblem:
     """The problem whose lower level follows one update of an optimiser, its state held fixed.
 
     `field(params, meta) = -U(g(params, meta), opt_state, params)`,   g the problem's own field
@@ -67,10 +71,10 @@ def optimizer_field(problem: BilevelProblem, optimizer, opt_state=None) -> Bilev
         update = level.merge(_negative(updates, theta))
         return (update, ()) if problem.has_aux else update
 
-    return dataclasses.replace(problem, inner=None, update_field=field)
+    return dataclasses.replace(problem, inner=None, update_field=field, symmetric=False)
 
 
-def optimizer_fixed_point(problem: BilevelProblem, optimizer) -> BilevelProblem:
+def optimizer_fixed_point(problem: BilevelProblem, optimizer: optax.GradientTransformation | Scalar) -> BilevelProblem:
     """The problem whose inner variables are the params and the optimiser's state together.
 
     `field(params, state) = (-U(g(params), state, params), state - S(g(params), state, params))`
@@ -112,13 +116,14 @@ def optimizer_fixed_point(problem: BilevelProblem, optimizer) -> BilevelProblem:
     if callable(mask):
         inside = mask
 
-        def mask(path):
+        def in_params(path):
             where, _, rest = path.partition("/")
             return where == "opt_state" or inside(rest)
 
+        mask = in_params
     elif mask is not None:
         mask = OptimizerPoint(mask, True)
-    return dataclasses.replace(problem, inner=None, update_field=field, outer=outer, mask=mask)
+    return dataclasses.replace(problem, inner=None, update_field=field, symmetric=False, outer=outer, mask=mask)
 
 
 def _gradients(problem: BilevelProblem, level: problems.Level, batch):

@@ -10,6 +10,7 @@ Not for: training. Nothing is kept; whoever wants the new params takes the step 
 import math
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
@@ -39,9 +40,9 @@ def as_optimizer(where: str, optimizer) -> optax.GradientTransformation:
     if not isinstance(optimizer, jax.core.Tracer) and not (math.isfinite(optimizer) and optimizer > 0):
         raise ValueError(f"{where}(optimizer={optimizer}): expected a finite step size > 0.")
 
-    def update(gradients, state, params=None):
+    def update(updates, state, params=None):
         del params
-        return tree_math.scale(-jnp.asarray(optimizer), gradients), state
+        return tree_math.scale(-jnp.asarray(optimizer), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

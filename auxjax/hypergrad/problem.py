@@ -11,14 +11,18 @@ Not for: solving the lower level. `params` come from the caller's own training l
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
 from auxjax.formulas.partition import mask_by_path, partition
-from auxjax.solvers.base import SolveInfo, check_like
+from auxjax.interface import Key, PyTree, Scalar
+from auxjax.solvers.base import Matvec, SolveInfo, check_like
+
+Loss: TypeAlias = Callable[[PyTree, PyTree, PyTree], PyTree]  # (params, meta, batch) -> scalar, or (scalar, aux)
+Field: TypeAlias = Callable[[PyTree, PyTree, PyTree], PyTree]  # (params, meta, batch) -> a pytree like params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,9 +32,12 @@ class BilevelProblem:
     Attributes:
       inner: `(params, meta, batch) -> scalar`, the loss that `params` minimise. Its mixed derivative is taken by a
         forward pass through the loss; a loss with `jax.custom_vjp` functions, which have no forward mode, can be given
-        as `update_field=jax.grad(inner)` instead.
+        as `update_field=jax.grad(inner), symmetric=True` instead.
       update_field: `(params, meta, batch) -> pytree like params`, the direction whose negative the lower level follows,
         zero at its fixed point. Exactly one of `inner` and `update_field`.
+      symmetric: whether the Jacobian of `update_field` is symmetric, as it is where the field is the gradient of some
+        function. It is taken at its word: solvers for symmetric matrices then take the field too. The Hessian of an
+        `inner` loss always is.
       outer: `(params, meta, batch) -> scalar`, the loss that `meta` minimise.
       mask: which leaves of `params` take part: a predicate on the path of a leaf, such as
         `lambda path: "trunk" in path`, a pytree of bools like `params` or a prefix of it, or `None` for all. The others
@@ -50,12 +57,13 @@ class BilevelProblem:
     Batches are any pytrees, or `None` for problems that carry their own data.
     """
 
-    inner: Callable[[Any, Any, Any], jax.Array] | None = None
-    update_field: Callable[[Any, Any, Any], Any] | None = None
-    outer: Callable[[Any, Any, Any], jax.Array]
-    mask: Any = None
+    inner: Loss | None = None
+    update_field: Field | None = None
+    outer: Loss
+    mask: Callable[[str], object] | PyTree = None
     has_aux: bool = False
-    reduce: Callable[[Any], Any] | None = None
+    reduce: Callable[[PyTree], PyTree] | None = None
+    symmetric: bool = False
 
     def __post_init__(self):
         if (self.inner is None) == (self.update_field is None):
@@ -64,8 +72,10 @@ class BilevelProblem:
                 f"BilevelProblem got {came} of inner= and update_field=; expected exactly one. Give inner=, a scalar "
                 "loss, or update_field=, the direction of the lower level's update, if that is not a gradient."
             )
-        if not isinstance(self.has_aux, bool):
-            raise TypeError(f"BilevelProblem(has_aux=): expected True or False, got {type(self.has_aux).__name__}.")
+        for name in ("has_aux", "symmetric"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise TypeError(f"BilevelProblem({name}=): expected True or False, got {type(value).__name__}.")
         for name in ("inner", "update_field", "outer", "reduce"):
             value = getattr(self, name)
             optional = name != "outer"
@@ -96,19 +106,42 @@ class HypergradInfo(NamedTuple):
     direct_norm: jax.Array
     implicit_norm: jax.Array
     inner_grad_norm: jax.Array
-    solution: Any
-    min_curvature: jax.Array | float = 0.0
-    outer_loss: jax.Array | float = 0.0
-    aux: Any = ()
+    solution: PyTree
+    min_curvature: Scalar = 0.0
+    outer_loss: Scalar = 0.0
+    aux: PyTree = ()
+
+
+class Estimator(Protocol):
+    """`(problem, params, meta, inner_batch, outer_batch, *, key=None, init=None) -> (meta_grad, HypergradInfo)`.
+
+    What `implicit(...)`, `one_step(...)` and the others make. One of one's own takes these arguments; it may use
+    neither `key` nor `init`.
+    """
+
+    def __call__(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        meta: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        /,
+        *,
+        key: Key | None = None,
+        init: PyTree = None,
+    ) -> tuple[PyTree, HypergradInfo]:
+        """The hypergradient, a pytree like `meta`, and the report on it."""
+        ...
 
 
 class OuterValue(NamedTuple):
     """The outer loss at one point: its gradients in `theta` and, at fixed params, in `meta`, its value and its aux."""
 
-    v: Any
-    direct: Any
+    v: PyTree
+    direct: PyTree
     loss: jax.Array
-    aux: Any
+    aux: PyTree
 
 
 class Level(NamedTuple):
@@ -121,10 +154,18 @@ class Level(NamedTuple):
       reduce: the problem's reduction, the identity by default.
     """
 
-    theta: Any
-    meta: Any
-    merge: Callable[[Any], Any]
-    reduce: Callable[[Any], Any]
+    theta: PyTree
+    meta: PyTree
+    merge: Callable[[PyTree], PyTree]
+    reduce: Callable[[PyTree], PyTree]
+
+
+class Curvature(Protocol):
+    """`(level, inner_batch) -> matvec`, what `gauss_newton(...)` and `fisher(...)` make."""
+
+    def __call__(self, level: Level, inner_batch: PyTree, /) -> Matvec:
+        """The product with the matrix that takes the place of J^T: an `Operator`, or a plain function."""
+        ...
 
 
 def make_level(where: str, problem: BilevelProblem, params, meta) -> Level:
@@ -203,7 +244,8 @@ def outer_gradients(problem: BilevelProblem, level: Level, batch) -> OuterValue:
     """The outer loss and its gradients, reduced. Cost: one gradient."""
     loss = jax.value_and_grad(outer_loss(problem, level, batch), argnums=(0, 1), has_aux=True)
     (value, aux), gradients = loss(level.theta, level.meta)
-    return OuterValue(*level.reduce(gradients), level.reduce(value), aux)
+    v, direct = level.reduce(gradients)
+    return OuterValue(v, direct, level.reduce(value), aux)
 
 
 def conclude(level: Level, outer: OuterValue, through, field, u, solve_info: SolveInfo):
@@ -217,12 +259,17 @@ def conclude(level: Level, outer: OuterValue, through, field, u, solve_info: Sol
       solve_info: report on u.
     """
     meta_grad = jax.tree.map(lambda a, b: a - b, outer.direct, through)
-    norms = [jax.lax.stop_gradient(tree_math.norm(tree)) for tree in (outer.direct, through, level.reduce(field))]
+
+    def size(tree):
+        return jax.lax.stop_gradient(tree_math.norm(tree))
+
     info = HypergradInfo(
         solve_info.relative_residual,
         solve_info.num_matvecs,
         solve_info.converged,
-        *norms,
+        direct_norm=size(outer.direct),
+        implicit_norm=size(through),
+        inner_grad_norm=size(level.reduce(field)),
         solution=like_params(u, level),
         min_curvature=solve_info.min_curvature,
         outer_loss=jax.lax.stop_gradient(outer.loss),
@@ -234,10 +281,12 @@ def conclude(level: Level, outer: OuterValue, through, field, u, solve_info: Sol
 def inner_loss(problem: BilevelProblem, level: Level, batch):
     """The inner loss as a function `(theta, meta) -> scalar`, checked."""
 
+    inner = problem.inner
+    assert inner is not None
+
     def loss(theta, meta):
-        return check_scalar(
-            "BilevelProblem(inner=)", split_aux(problem, "inner", problem.inner(level.merge(theta), meta, batch))[0]
-        )
+        value, _ = split_aux(problem, "inner", inner(level.merge(theta), meta, batch))
+        return check_scalar("BilevelProblem(inner=)", value)
 
     return loss
 
@@ -245,8 +294,11 @@ def inner_loss(problem: BilevelProblem, level: Level, batch):
 def update_field(problem: BilevelProblem, level: Level, batch):
     """The update field as a function `(theta, meta) -> pytree like theta`, checked."""
 
+    given = problem.update_field
+    assert given is not None
+
     def field(theta, meta):
-        came, _ = split_aux(problem, "update_field", problem.update_field(level.merge(theta), meta, batch))
+        came, _ = split_aux(problem, "update_field", given(level.merge(theta), meta, batch))
         where = "BilevelProblem(update_field=) returned a pytree that"
         values = floating_part(where, came, level)
         check_like(where, values, theta, "params")

@@ -51,14 +51,14 @@ def mean_problem(problem: problems.BilevelProblem) -> problems.BilevelProblem:
     return dataclasses.replace(problem, **{name: mean})
 
 
-def sampled_operator(problem, level, stack, matvec, linearise, count: int) -> Operator:
+def sampled_operator(problem, level, stack, mean: Operator, linearise, count: int) -> Operator:
     """The mean matrix, and its parts.
 
     Args:
       problem: with the lower level of one mini-batch.
       level: where it stands.
       stack: the mini-batches.
-      matvec: product with the mean matrix.
+      mean: the mean matrix.
       linearise: `(problem, level, batch) -> (field, matvec, mixed)`.
       count: their number.
     """
@@ -67,4 +67,4 @@ def sampled_operator(problem, level, stack, matvec, linearise, count: int) -> Op
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], stack)
         return linearise(problem, level, batch)[1](u)
 
-    return Operator(matvec, problem.reduce is not None, entry, count)
+    return dataclasses.replace(mean, entry=entry, count=count)

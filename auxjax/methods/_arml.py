@@ -178,7 +178,7 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
         losses, state.params, previous.weights, trunk=trunk, reduce=context.reduce
     )
     updates, opt_state = options.optimizer.update(gradient, previous.opt_state, previous.weights)
-    moved = optax.apply_updates(previous.weights, updates)
+    moved = descent.apply_updates(previous.weights, updates)
     weights = options.project(moved, _total(options, moved.shape[0]))
     new = previous._replace(
         weights=weights,

@@ -26,7 +26,7 @@ from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas.loss_combiners import CONSTRAINTS, Combiner, convolutional_combiner, dense_combiner
 from auxjax.formulas.losses import masked_mean, weighted_loss
-from auxjax.hypergrad import BilevelProblem
+from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
@@ -43,7 +43,7 @@ def auxilearn(
     upper: float | None = None,
     constraint: str = "clamp",
     outer_optimizer: optax.GradientTransformation | None = None,
-    hypergradient=None,
+    hypergradient: Estimator | Amortised | None = None,
     warm_start: bool = False,
 ) -> Method:
     """A learned combination of losses.
@@ -167,7 +167,9 @@ def _combined(options, context, meta, values, maps, masks):
 def _weights_of(options, context, meta, out):
     """`{task: [n_task]}`, the derivative of the combination in every example's loss, times the labelled examples."""
     source = jax.lax.stop_gradient((out.values, out.maps))
-    by_value, by_map = jax.grad(lambda losses: _combined(options, context, meta, *losses, out.masks))(source)
+    by_value, by_map = jax.grad(lambda losses: _combined(options, context, meta, losses[0], losses[1], out.masks))(
+        source
+    )
     weights = {}
     for task, slope in by_value.items():
         if options.combiner is not None and options.combiner.spatial:

@@ -24,7 +24,7 @@ from auxjax.formulas.bargaining import bargaining_weights
 from auxjax.formulas.losses import weighted_loss
 from auxjax.formulas.simplex import project_simplex
 from auxjax.formulas.task_gradients import gram_matrix, task_gradients
-from auxjax.hypergrad import BilevelProblem
+from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
@@ -46,7 +46,7 @@ class AuxinashState(NamedTuple):
 def auxinash(
     *,
     outer_optimizer: optax.GradientTransformation | None = None,
-    hypergradient=None,
+    hypergradient: Estimator | Amortised | None = None,
     refresh: str = "inner",
     smallest: float = 1e-3,
     chunk: int = 8,

@@ -25,7 +25,7 @@ import optax
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas import joint_generator as generators
 from auxjax.formulas.losses import masked_mean, weighted_loss
-from auxjax.hypergrad import BilevelProblem
+from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method, call
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, generation, outer_level
@@ -50,7 +50,7 @@ def dtg_auxl(
     targets: str = "generated",
     jacobian: str = "held_fixed",
     outer_optimizer: optax.GradientTransformation | None = None,
-    hypergradient=None,
+    hypergradient: Estimator | Amortised | None = None,
     warm_start: bool = False,
 ) -> Method:
     """Joint generation of data and task.
@@ -230,8 +230,9 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
         penalty = collapse.copying + collapse.spread + options.target_weight * collapse.targets
         return loss + options.regularisation_weight * penalty
 
-    lower = {"update_field": update_field} if options.exact else {"inner": inner}
-    return BilevelProblem(**lower, outer=outer)
+    if options.exact:
+        return BilevelProblem(update_field=update_field, outer=outer)
+    return BilevelProblem(inner=inner, outer=outer)
 
 
 def _init(options, context, state, batch, key):
@@ -251,7 +252,9 @@ def _init(options, context, state, batch, key):
     meta = options.generator.init(key, pairs.primary.shape[1], pairs.labels.shape[1], pairs.primary.dtype)
     _check_generated(options, meta, pairs)
     problem = _problem(options, context, state.model_state, key)
-    jax.eval_shape(problem.inner or problem.update_field, state.params, meta, batch)  # what feature_loss returns
+    lower = problem.update_field if problem.inner is None else problem.inner
+    assert lower is not None
+    jax.eval_shape(lower, state.params, meta, batch)  # what feature_loss returns
     return outer_level.init_outer(options.level, problem, state.params, meta, batch, key)
 
 

@@ -151,7 +151,7 @@ def _balance(options, previous, norms, now, first, seen):
     updates, opt_state = options.optimizer.update(slopes, previous.opt_state, previous.weights)
     opt_state = descent.keep_unseen(seen, opt_state, previous.opt_state)
     before = previous.weights[balanced]
-    moved = jnp.maximum(optax.apply_updates(previous.weights, updates)[balanced], options.smallest)
+    moved = jnp.maximum(descent.apply_updates(previous.weights, updates)[balanced], options.smallest)
     # The weights sum to the number of tasks; those without a label keep theirs.
     left = len(before) - jnp.sum(jnp.where(there, 0.0, before))
     total = jnp.sum(jnp.where(there, moved, 0.0))

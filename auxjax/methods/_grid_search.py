@@ -113,10 +113,10 @@ def _init(options, context, state, batch, key):
     weights = {name: jnp.array([candidate.get(name, 0.0) for candidate in grid], dtype) for name in names}
     weights[context.model.primary] = jnp.ones((len(grid),), dtype)
     # Key arrays among the leaves have no broadcast of their own dtype: stacking serves all kinds.
-    copies = jax.tree.map(
+    params, opt_state, model_state = jax.tree.map(
         lambda leaf: jnp.stack([leaf] * len(grid)), (state.params, state.opt_state, state.model_state)
     )
-    return GridState(weights, *copies, jnp.zeros((len(grid),), dtype), jnp.zeros((), jnp.int32))
+    return GridState(weights, params, opt_state, model_state, jnp.zeros((len(grid),), dtype), jnp.zeros((), jnp.int32))
 
 
 def _selected(tree, index):

@@ -23,7 +23,7 @@ import optax
 
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.losses import masked_mean, weighted_loss
-from auxjax.hypergrad import BilevelProblem
+from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method, no_reduction
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
@@ -49,7 +49,7 @@ class TaskSchedule(NamedTuple):
 def jtds(
     *,
     outer_optimizer: optax.GradientTransformation | None = None,
-    hypergradient=None,
+    hypergradient: Estimator | Amortised | None = None,
     activation: str = "sigmoid",
     standardise: bool = True,
     schedule_primary: bool = True,
@@ -144,8 +144,8 @@ def _weights_of(options, context, schedule, out):
         parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(schedule[task] for task in tasks))
         losses = jnp.stack([out.values[task] for task in tasks])
         features = out.features if shared else jnp.stack([evaluation.features_of("jtds", out, task) for task in tasks])
-        masks = [evaluation.mask_of(out, task) for task in tasks]
-        masks = None if masks[0] is None else jnp.stack(masks)
+        masks = [mask for task in tasks if (mask := evaluation.mask_of(out, task)) is not None]
+        masks = jnp.stack(masks) if masks else None
         weigh = partial(_weigh, options, context.reduce)
         weigh = jax.vmap(weigh, in_axes=(0, 0, None if shared else 0, None if masks is None else 0))
         weights |= evaluation.by_task(tasks, weigh(parts, losses, features, masks))
@@ -184,9 +184,10 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
 
         return jax.grad(loss)(params)
 
-    inner = {"update_field": update_field} if options.exact else {"inner": inner_loss}
-    outer = outer_level.primary_loss(context, model_state, key)
-    return BilevelProblem(**inner, outer=outer, reduce=outer_level.reduction(context))
+    outer, reduce = outer_level.primary_loss(context, model_state, key), outer_level.reduction(context)
+    if options.exact:
+        return BilevelProblem(update_field=update_field, outer=outer, reduce=reduce)
+    return BilevelProblem(inner=inner_loss, outer=outer, reduce=reduce)
 
 
 def _outer(options, context, state, inner_batch, outer_batch, key):

@@ -20,7 +20,7 @@ import optax
 
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
-from auxjax.hypergrad import BilevelProblem
+from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method, no_reduction
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
@@ -34,7 +34,7 @@ def maoal(
     *,
     module_of: Callable[[str], str] | None = None,
     outer_optimizer: optax.GradientTransformation | None = None,
-    hypergradient=None,
+    hypergradient: Estimator | Amortised | None = None,
     constraint: str = "relu",
     auxiliary_weight: float = 1.0,
     reduction: str = "mean",
@@ -48,8 +48,8 @@ def maoal(
       outer_optimizer: optimiser of the importance; `optax.adam(1e-2)` by default.
       hypergradient: an estimator such as `implicit(neumann(3))`, the default: the paper's four terms with a step size
         fitted to the curvature, or one with state. (The authors' step of 1 diverges where the largest curvature is
-        above 2, and they leave its factor out.) The solver must not need a symmetric matrix: `gmres`, `bicgstab`,
-        `normal_cg` or `neumann`, not `cg` or `minres`.
+        above 2, and they leave its factor out.) Its solver is `gmres`, `bicgstab`, `normal_cg`, `dense` or `neumann`:
+        `cg`, `minres` and `nystrom` refuse the system of an update field.
       constraint: v, which keeps importance at or above 0. "relu" is the published form: an entry that reaches 0 gets no
         gradient any more and stays there. "softplus" cannot die; "projection" has v the identity and clips at 0 after
         every outer update, and an entry comes back when its gradient says so.

@@ -21,7 +21,7 @@ import optax
 
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas import soft_labels
-from auxjax.hypergrad import BilevelProblem, finite_difference, one_step, unrolled
+from auxjax.hypergrad import Amortised, BilevelProblem, Estimator, finite_difference, one_step, unrolled
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import evaluation, generation, outer_level
@@ -42,7 +42,7 @@ def maxl(
     form: str = "exact",
     look_ahead_steps: int = 1,
     epsilon: float = 0.01,
-    hypergradient=None,
+    hypergradient: Estimator | Amortised | None = None,
     reuse_batch: bool = False,
 ) -> Method:
     """Generates soft auxiliary labels.

@@ -23,7 +23,7 @@ import optax
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.tracing import is_traced
 from auxjax.formulas.losses import weighted_loss
-from auxjax.hypergrad import BilevelProblem
+from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
@@ -35,7 +35,7 @@ def n_jtds(
     num_examples: int | Mapping[str, int],
     ids: Callable,
     outer_optimizer: optax.GradientTransformation | None = None,
-    hypergradient=None,
+    hypergradient: Estimator | Amortised | None = None,
     activation: str = "softplus",
     schedule_primary: bool = True,
     spread: float = 0.0,

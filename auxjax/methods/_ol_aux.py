@@ -125,7 +125,7 @@ def _outer(options, context, state, inner_batch, outer_batch, key):
     previous = state.method
     products = previous.products if options.accumulate else _products(context, state, inner_batch, key)
     updates, opt_state = options.optimizer.update(-products, previous.opt_state, previous.weights)
-    weights = optax.apply_updates(previous.weights, updates)
+    weights = descent.apply_updates(previous.weights, updates)
     weights = jnp.maximum(weights, 0.0) if options.clamp else weights
     new = OlAuxState(weights, opt_state, jnp.zeros_like(previous.products))
     names = evaluation.auxiliary_tasks(evaluation.loss_shapes(context, state, inner_batch, key), context.model.primary)

@@ -22,7 +22,8 @@ and its public code; `auxjax.formulas.policy_gradient` for the policy's part.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import jax
@@ -317,14 +318,14 @@ def _learn(options, method_state, batch, mask, before, actions, rewards):
         gain = policy_gradient.rollout_mean(
             policy_gradient.clipped_surrogate(log_ratio, advantages, options.clip), mask
         )
-        entropy = masked_mean(sum(policy_gradient.entropy(choice) for choice in now.choices), mask)
+        entropy = masked_mean(reduce(add, map(policy_gradient.entropy, now.choices)), mask)
         clipped = jnp.abs(jnp.expm1(log_ratio)) > options.clip
         metrics = {
             "policy_entropy": entropy,
             "clip_fraction": policy_gradient.rollout_mean(clipped.astype(old.dtype), mask),
         }
         total = -gain - options.entropy_bonus * entropy
-        if options.baseline == "value":
+        if now.value is not None:  # baseline="value"
             error = jnp.square(now.value[None, :] - rewards.astype(now.value.dtype))
             metrics["value_loss"] = policy_gradient.rollout_mean(error, mask)
             total = total + options.value_weight * metrics["value_loss"]
@@ -332,7 +333,7 @@ def _learn(options, method_state, batch, mask, before, actions, rewards):
 
     def epoch(carry, _):
         gradient, metrics = jax.grad(loss, has_aux=True)(carry[0])
-        return inner_step.advance(options.optimizer, *carry, gradient), metrics
+        return inner_step.advance(options.optimizer, carry[0], carry[1], gradient), metrics
 
     whole = jax.default_backend() == "cpu" and options.epochs <= UNROLLED
     carry = (method_state.meta, method_state.opt_state)

@@ -132,7 +132,7 @@ def _inner(options, context, state, batch, key):
     slopes = jnp.where(seen, 0.5 - weights * means, 0.0)
     updates, opt_state = options.optimizer.update(slopes, state.method.opt_state, variances)
     opt_state = descent.keep_unseen(seen, opt_state, state.method.opt_state)
-    moved = jnp.maximum(optax.apply_updates(variances, updates), options.smallest)
+    moved = jnp.maximum(descent.apply_updates(variances, updates), options.smallest)
     moved = jnp.where(seen, moved, variances)
     metrics = descent.loss_metrics(out, all_weights)
     metrics |= {f"log_variance/{task}": s for task, s in evaluation.by_task(tasks, moved).items()}

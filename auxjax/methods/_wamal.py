@@ -18,6 +18,7 @@ import optax
 
 from auxjax.formulas import soft_labels
 from auxjax.formulas.losses import masked_mean
+from auxjax.hypergrad import Amortised, Estimator
 from auxjax.interface import Method
 from auxjax.methods._maxl import Options, make_method
 from auxjax.methods._registry import register
@@ -39,7 +40,7 @@ def wamal(
     form: str = "exact",
     look_ahead_steps: int = 1,
     epsilon: float = 0.01,
-    hypergradient=None,
+    hypergradient: Estimator | Amortised | None = None,
     reuse_batch: bool = False,
 ) -> Method:
     """Generates soft auxiliary labels and their weights.

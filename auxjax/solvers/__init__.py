@@ -6,7 +6,9 @@ from auxjax.solvers._identity import identity as identity
 from auxjax.solvers._minres import minres as minres
 from auxjax.solvers._neumann import neumann as neumann
 from auxjax.solvers._nystrom import nystrom as nystrom
+from auxjax.solvers.base import Operator as Operator
 from auxjax.solvers.base import SolveInfo as SolveInfo
+from auxjax.solvers.base import Solver as Solver
 from auxjax.solvers.krylov import cg as cg
 from auxjax.solvers.nonsymmetric import bicgstab as bicgstab
 from auxjax.solvers.nonsymmetric import normal_cg as normal_cg

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from auxjax._internal import tree_math
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 
 
-def dense(*, damping: float = 0.0, rtol: float = 1e-3):
+def dense(*, damping: float = 0.0, rtol: float = 1e-3) -> base.Solver:
     """Solver that forms the matrix and factorises it.
 
     `x = (A + damping I)^{-1} b` by LU. Where that fails (a singular matrix: an entry of `x` is not finite, or the
@@ -36,7 +37,7 @@ def dense(*, damping: float = 0.0, rtol: float = 1e-3):
     """
     base.check_non_negative("dense", damping=damping, rtol=rtol)
 
-    def solve(matvec, b, *, init=None, key=None):
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         system = base.make_system("dense", matvec, b, init, key)
         right, unravel = ravel_pytree(system.b)
         size, dtype = right.shape[0], right.dtype

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from auxjax._internal import tree_math
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
 
@@ -60,10 +61,10 @@ def gmres(
     max_steps: int = 20,
     rtol: float = 1e-3,
     damping: float = 0.0,
-    preconditioner=None,
+    preconditioner: base.Matvec | None = None,
     restart: int = 20,
     unroll: bool | None = None,
-):
+) -> base.Solver:
     """Solver by generalised minimum residuals, for any square matrix.
 
     `x ~ (A + damping I)^{-1} b`
@@ -100,7 +101,7 @@ def gmres(
     iteration.check_preconditioner("gmres", preconditioner)
     written_out = iteration.choose_unroll("gmres", unroll, max_steps)
 
-    def solve(matvec, b, *, init=None, key=None):
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         system = base.make_system("gmres", matvec, b, init, key)
         size = sum(leaf.size for leaf in jax.tree.leaves(system.b))
         whole = min(restart, size, max_steps)

@@ -7,10 +7,11 @@ Not for: anything that should know the curvature.
 """
 
 from auxjax._internal import tree_math
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 
 
-def identity(*, scale: float = 1.0, rtol: float = 1e-3):
+def identity(*, scale: float = 1.0, rtol: float = 1e-3) -> base.Solver:
     """Solver that leaves the right-hand side as it is.
 
     `x = scale b`
@@ -31,7 +32,7 @@ def identity(*, scale: float = 1.0, rtol: float = 1e-3):
     """
     base.check_non_negative("identity", scale=scale, rtol=rtol)
 
-    def solve(matvec, b, *, init=None, key=None):
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         system = base.make_system("identity", matvec, b, init, key)
         x = tree_math.scale(scale, system.b)
         return system.restore(x), base.report(system, x, 0.0, rtol, 0)

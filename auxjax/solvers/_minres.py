@@ -7,8 +7,8 @@ the way; here the residual falls with every step whatever the signs, and a singu
 of smallest residual. The three-term recurrence of Lanczos makes A tridiagonal; its eigenvalues, which lie between those
 of A, tell of negative curvature as a by-product.
 
-Not for: matrices that are not symmetric (`gmres`). A solution on an indefinite Hessian is exact, and the hypergradient
-it gives is that of a stationary point that is no minimum: `min_curvature` says so.
+Not for: matrices that are not symmetric (`gmres`), refused where that is known. A solution on an indefinite Hessian is
+exact, and the hypergradient it gives is that of a stationary point that is no minimum: `min_curvature` says so.
 """
 
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
 
@@ -69,9 +70,9 @@ def minres(
     max_steps: int = 20,
     rtol: float = 1e-3,
     damping: float = 0.0,
-    preconditioner=None,
+    preconditioner: base.Matvec | None = None,
     unroll: bool | None = None,
-):
+) -> base.Solver:
     """Solver by minimum residuals, for symmetric matrices of any signature.
 
     `x ~ (A + damping I)^{-1} b`, A symmetric
@@ -97,7 +98,8 @@ def minres(
       8 with a preconditioner.
 
     Raises:
-      TypeError, ValueError: an option of the wrong type or out of range.
+      TypeError, ValueError: an option of the wrong type or out of range; an `Operator(symmetric=False)` (from the
+        solve).
 
     Reference: Paige, Saunders, 1975, Solution of Sparse Indefinite Systems of Linear Equations, section 6.
     """
@@ -106,7 +108,8 @@ def minres(
     iteration.check_preconditioner("minres", preconditioner)
     written_out = iteration.choose_unroll("minres", unroll, max_steps)
 
-    def solve(matvec, b, *, init=None, key=None):
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
+        base.require_symmetric("minres", matvec)
         system = base.make_system("minres", matvec, b, init, key)
 
         def iterate(operator, right, guess):

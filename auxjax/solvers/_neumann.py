@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 from auxjax.solvers.fresh_batches import fresh_series
 
@@ -50,7 +51,7 @@ def neumann(
     rtol: float = 1e-3,
     fresh_batches: bool = False,
     unroll: int | bool | None = None,
-):
+) -> base.Solver:
     """Solver by a truncated Neumann series, with a step size given by hand or found automatically.
 
     `x = step * sum_{i=0..T} (I - step (A + damping I))^i b`, `T = num_terms`
@@ -93,7 +94,7 @@ def neumann(
     if step_size is not None:
         _check_step_size(step_size)
 
-    def solve(matvec, b, *, init=None, key=None):
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         system = base.make_system("neumann", matvec, b, init, key)
         if fresh_batches:
             _require_entries(system)

@@ -11,7 +11,7 @@ Formed with a small shift, a symmetric square root of the core and a singular va
 construction and loses no digits to the inversion of the core.
 
 Not for: indefinite matrices, whose negative part the approximation leaves out (`min_curvature` tells); matrices that
-are not symmetric; parameters sharded over devices, whose leaves it joins into one vector.
+are not symmetric, refused where that is known; parameters sharded over devices, whose leaves it joins into one vector.
 """
 
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from auxjax._internal import tree_math
 from auxjax._internal.random_keys import check_key
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 
 
@@ -39,7 +40,7 @@ class NystromSketch(NamedTuple):
     min_curvature: jax.Array
 
 
-def nystrom(rank: int, *, damping: float, rtol: float = 1e-3):
+def nystrom(rank: int, *, damping: float, rtol: float = 1e-3) -> base.Solver:
     """Solver by a randomised Nystrom approximation.
 
     `x = (U diag(lambda) U^T + damping I)^{-1} b`
@@ -61,7 +62,7 @@ def nystrom(rank: int, *, damping: float, rtol: float = 1e-3):
 
     Raises:
       TypeError: `rank` is no integer; by `solve`: no `key`, or an old-style one.
-      ValueError: an option out of range.
+      ValueError: an option out of range; by `solve`: an `Operator(symmetric=False)`.
 
     Reference: Hataya, Yamada, 2023, Nystrom Method for Accurate and Scalable Implicit Differentiation, AISTATS,
     equation 6; Frangella, Tropp, Udell, 2023, Randomized Nystrom Preconditioning, algorithm 2.1 for the computation.
@@ -74,8 +75,9 @@ def nystrom(rank: int, *, damping: float, rtol: float = 1e-3):
             "about as large as the curvature that may be ignored is a good start."
         )
 
-    def solve(matvec, b, *, init=None, key=None):
-        _require_key("nystrom solve", key)
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
+        base.require_symmetric("nystrom", matvec)
+        key = _require_key("nystrom solve", key)
         system = base.make_system("nystrom", matvec, b, init, key)
         sketch = sketch_matrix(system.matvec, system.b, rank, key)
         unravel = ravel_pytree(system.b)[1]
@@ -96,16 +98,17 @@ def nystrom(rank: int, *, damping: float, rtol: float = 1e-3):
     return solve
 
 
-def _require_key(where: str, key) -> None:
+def _require_key(where: str, key: Key | None) -> Key:
     if key is None:
         raise TypeError(
             f"{where}(key=) is missing: its directions are random. Pass key=jax.random.key(seed); "
             "an estimator such as implicit(nystrom(...)) hands its own key= on to the solver."
         )
     check_key(key, f"{where}(key=)")
+    return key
 
 
-def sketch_matrix(matvec, like, rank: int, key) -> NystromSketch:
+def sketch_matrix(matvec: base.Matvec, like: PyTree, rank: int, key: Key) -> NystromSketch:
     """Randomised Nystrom approximation of a symmetric positive semidefinite matrix.
 
     Args:

@@ -12,13 +12,15 @@ Not for: rectangular systems.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
 from auxjax._internal.random_keys import check_key
+from auxjax.interface import Key, PyTree, Scalar
 
 
 class SolveInfo(NamedTuple):
@@ -35,7 +37,35 @@ class SolveInfo(NamedTuple):
     relative_residual: jax.Array
     num_matvecs: jax.Array
     converged: jax.Array
-    min_curvature: jax.Array | float = 0.0
+    min_curvature: Scalar = 0.0
+
+
+Matvec: TypeAlias = Callable[[PyTree], PyTree]  # a linear function x -> A x, plain or an `Operator`
+
+
+class Solver(Protocol):
+    """`(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`, what `cg()` and the others make.
+
+    A solver of one's own takes these arguments; it may use neither `init` nor `key`.
+    """
+
+    def __call__(
+        self, matvec: Matvec, b: PyTree, /, *, init: PyTree = None, key: Key | None = None
+    ) -> tuple[PyTree, SolveInfo]:
+        """An approximate solution of `A x = b`, a pytree like `b`, and the report on it."""
+        ...
+
+
+class Preparation(Protocol):
+    """`(matvec, b, previous, key) -> prepared`, what `power_iteration()` and `nystrom_preparation(...)` make."""
+
+    def __call__(self, matvec: Matvec, b: PyTree, previous: PyTree, key: Any, /) -> PyTree:
+        """What serves several solves, a pytree of arrays.
+
+        `previous` is what was made last, or `None`. `key` is a typed PRNG key or `None`, which some refuse: no one type
+        of it would do for all.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +77,18 @@ class Operator:
       averages: a mean over replicas is taken inside, which JAX's transpose of `matvec` would leave out.
       entry: `(x, index) -> A_index x`, where A is the mean of several matrices, such as those of mini-batches.
       count: number of matrices that A is the mean of.
+      transpose: `x -> A^T x`, with the mean over replicas inside if `matvec` has one; `None` for JAX's transpose of
+        `matvec`.
+      symmetric: True for a matrix known to be its own transpose (a Hessian), False for one known not to be (the
+        Jacobian of an update field), which solvers for symmetric matrices refuse; `None` where nobody knows.
     """
 
-    matvec: Callable[[Any], Any]
+    matvec: Matvec
     averages: bool = False
-    entry: Callable[[Any, Any], Any] | None = None
+    entry: Callable[[PyTree, Any], PyTree] | None = None
     count: int = 1
+    transpose: Matvec | None = None
+    symmetric: bool | None = None
 
     def __call__(self, x):
         return self.matvec(x)
@@ -69,18 +105,20 @@ class System(NamedTuple):
       restore: casts a solution to the dtypes of the right-hand side that came in.
       entry: `(x, index) -> A_index x` of an `Operator` that is a mean, else `None`.
       count: number of its matrices, 1 for any other.
+      transpose: `x -> A^T x` in the precision of `b`, where an `Operator` gives it, else `None`.
     """
 
-    matvec: Callable[[Any], Any]
-    b: Any
-    start: Any
+    matvec: Matvec
+    b: PyTree
+    start: PyTree
     norm: jax.Array
-    restore: Callable[[Any], Any]
-    entry: Callable[[Any, Any], Any] | None = None
+    restore: Matvec
+    entry: Callable[[PyTree, Any], PyTree] | None = None
     count: int = 1
+    transpose: Matvec | None = None
 
 
-def make_system(where: str, matvec, b, init, key) -> System:
+def make_system(where: str, matvec: Matvec, b: PyTree, init: PyTree, key: Key | None) -> System:
     """Checks the arguments of a solve and casts them to at least float32.
 
     Args:
@@ -92,7 +130,8 @@ def make_system(where: str, matvec, b, init, key) -> System:
 
     Raises:
       TypeError: `matvec` is no function, `key` is an old-style key, or `b` has leaves that are not real floats.
-      ValueError: `b` has no leaves, or `init` or `matvec(b)` has another structure or other shapes than `b`.
+      ValueError: `b` has no leaves, or `init`, `matvec(b)` or `matvec.transpose(b)` has another structure or other
+        shapes than `b`.
     """
     if not callable(matvec):
         raise TypeError(f"{where} solve(matvec=): expected a function x -> A x, got {type(matvec).__name__}.")
@@ -106,20 +145,36 @@ def make_system(where: str, matvec, b, init, key) -> System:
         check_like(f"{where} solve(init=)", init, b, "b")
         start = tree_math.cast_like(jax.tree.map(jnp.asarray, init), high)
 
-    def product(x):
-        return tree_math.cast_like(matvec(tree_math.cast_like(x, b)), high)
+    def in_high(function):
+        return lambda x, *index: tree_math.cast_like(function(tree_math.cast_like(x, b), *index), high)
 
     norm = jax.lax.stop_gradient(tree_math.norm(high))
     if start is not None:  # the solution for b = 0 is 0, wherever the last one was
         start = tree_math.select(norm == 0, jax.tree.map(jnp.zeros_like, start), start)
-    entry, count = None, 1
-    if isinstance(matvec, Operator) and matvec.entry is not None:
-        count = matvec.count
+    entry, count, transpose = None, 1, None
+    if isinstance(matvec, Operator):
+        if matvec.entry is not None:
+            entry, count = in_high(matvec.entry), matvec.count
+        if matvec.transpose is not None:
+            answer = jax.eval_shape(matvec.transpose, b)
+            check_like(f"{where} solve(matvec=): its transpose returned a pytree that", answer, b, "b")
+            transpose = in_high(matvec.transpose)
+    return System(in_high(matvec), high, start, norm, lambda x: tree_math.cast_like(x, b), entry, count, transpose)
 
-        def entry(x, index):
-            return tree_math.cast_like(matvec.entry(tree_math.cast_like(x, b), index), high)
 
-    return System(product, high, start, norm, lambda x: tree_math.cast_like(x, b), entry, count)
+def require_symmetric(where: str, matvec: Matvec) -> None:
+    """Raises ValueError for an `Operator` that is known not to be symmetric; plain functions pass.
+
+    Args:
+      where: name of the solver, for messages.
+      matvec: what the solver was given.
+    """
+    if isinstance(matvec, Operator) and matvec.symmetric is False:
+        raise ValueError(
+            f"{where} solve(matvec=): expected a symmetric matrix, got one with symmetric=False, as the Jacobian of an "
+            "update field has; use gmres, bicgstab, normal_cg, dense or neumann. If the field is the gradient of some "
+            "function, say so: BilevelProblem(update_field=, symmetric=True)."
+        )
 
 
 def check_floating(what: str, tree):

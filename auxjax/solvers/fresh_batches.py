@@ -9,6 +9,7 @@ Not for: exact solutions; nothing here knows the residual of the mean matrix bef
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +36,12 @@ def fresh_series(system: base.System, num_terms: int, step_size, damping: float,
     Reference: Agarwal, Bullins, Hazan, 2017, Second-Order Stochastic Optimization for Machine Learning in Linear Time
     (LiSSA), JMLR; Grazzi, Pontil, Salzo, 2021, Convergence Properties of Stochastic Hypergradients, AISTATS.
     """
-    dtype = system.norm.dtype
+    dtype, entry = system.norm.dtype, system.entry
+    assert entry is not None
     step, spent = jnp.asarray(0 if step_size is None else step_size).astype(dtype), 0
     if step_size is None:
         spent = min(POWER_STEPS, num_terms + 1)
-        step = _automatic_step(system, spent, damping)
+        step = _automatic_step(system, entry, spent, damping)
     step = jax.lax.stop_gradient(step)
     start, shift = system.start, 0
     if start is None:
@@ -47,7 +49,7 @@ def fresh_series(system: base.System, num_terms: int, step_size, damping: float,
     limit = jnp.maximum(tree_math.norm(start), step * system.norm) / float(jnp.finfo(dtype).eps)
 
     def term(x, index):
-        left = tree_math.add_scaled(system.b, -1.0, system.entry(x, index % system.count))
+        left = tree_math.add_scaled(system.b, -1.0, entry(x, index % system.count))
         left = tree_math.add_scaled(left, -damping, x) if damping else left
         new = tree_math.add_scaled(x, step, left)
         return tree_math.select(tree_math.norm(new) <= limit, new, x), None  # False for NaN
@@ -59,12 +61,12 @@ def fresh_series(system: base.System, num_terms: int, step_size, damping: float,
     return system.restore(x), base.report(system, x, damping, rtol, spent + int(order.size))
 
 
-def _automatic_step(system: base.System, steps: int, damping: float):
+def _automatic_step(system: base.System, entry: Callable, steps: int, damping: float):
     vector, bound = system.b, jnp.zeros_like(system.norm)
     size = tree_math.norm(vector)
     for index in range(steps):
         vector = tree_math.scale(1.0 / jnp.where(size > 0, size, jnp.ones_like(size)), vector)
-        product = system.entry(vector, index % system.count)
+        product = entry(vector, index % system.count)
         vector = tree_math.add_scaled(product, damping, vector) if damping else product
         size = tree_math.norm(vector)
         bound = jnp.maximum(bound, jnp.where(jnp.isfinite(size), size, jnp.full_like(size, math.inf)))

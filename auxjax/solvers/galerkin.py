@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
+from auxjax.interface import PyTree
 from auxjax.solvers import base
 
 
-def galerkin(matvec, b, directions: list, *, damping: float = 0.0):
+def galerkin(matvec: base.Matvec, b: PyTree, directions: list[PyTree], *, damping: float = 0.0) -> PyTree:
     """Solves `(A + damping I) x = b` within the span of some directions.
 
     Args:

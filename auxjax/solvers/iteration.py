@@ -31,17 +31,19 @@ def framed_solve(system: base.System, damping: float, iterate: Callable, *, symm
       system: from `base.make_system`.
       damping: multiple of the identity added to A.
       iterate: `(operator, right, guess) -> (x, aux)`, with `operator` the damped product and `right` of unit length,
-        or 0. It is called anew, with other right-hand sides and the transposed operator, for derivatives.
+        or 0. It is called anew, with other right-hand sides and the transposed operator, for derivatives. `operator` is
+        an `Operator` with its transpose where the system has one.
       symmetric: whether A is its own transpose.
 
     Returns:
       `(x, aux, fine)`: the solution, what the iteration said about it, and whether its own answer was finite.
     """
 
-    def damped(x):
-        product = system.matvec(x)
-        return tree_math.add_scaled(product, damping, x) if damping else product
+    def with_damping(product):
+        return lambda x: tree_math.add_scaled(product(x), damping, x) if damping else product(x)
 
+    damped = with_damping(system.matvec)
+    adjoint = None if system.transpose is None else with_damping(system.transpose)
     start = jax.tree.map(jnp.zeros_like, system.b) if system.start is None else system.start
 
     def run(operator, right):
@@ -54,9 +56,15 @@ def framed_solve(system: base.System, damping: float, iterate: Callable, *, symm
         fine = tree_math.all_finite(x)
         return tree_math.select(fine, x, guess), (aux, fine)
 
-    transposed = {} if symmetric else {"transpose_solve": run}
+    def forward(_, right):
+        return run(base.Operator(damped, transpose=adjoint), right)
+
+    def backward(operator, right):
+        return run(operator if adjoint is None else base.Operator(adjoint, transpose=damped), right)
+
+    transposed = {} if symmetric else {"transpose_solve": backward}
     x, (aux, fine) = jax.lax.custom_linear_solve(
-        damped, system.b, solve=run, symmetric=symmetric, has_aux=True, **transposed
+        damped, system.b, solve=forward, symmetric=symmetric, has_aux=True, **transposed
     )
     return x, aux, fine
 

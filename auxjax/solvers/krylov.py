@@ -9,7 +9,8 @@ network: 913 ms, written out about 50).
 Added to the textbook: a right-hand side of unit length, so that tolerances mean the same on every scale; a stop at
 rounding error; a finite answer when the iteration breaks down; the true residual.
 
-Not for: systems that are not symmetric positive definite (damping may make them so).
+Not for: systems that are not symmetric positive definite (damping may make them so). An operator that is known not to
+be symmetric is refused.
 """
 
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
 
@@ -26,9 +28,9 @@ def cg(
     max_steps: int = 20,
     rtol: float = 1e-3,
     damping: float = 0.0,
-    preconditioner=None,
+    preconditioner: base.Matvec | None = None,
     unroll: bool | None = None,
-):
+) -> base.Solver:
     """Solver by (preconditioned) conjugate gradients.
 
     `x ~ (A + damping I)^{-1} b`, A symmetric and `A + damping I` positive definite
@@ -54,7 +56,8 @@ def cg(
       one more with a preconditioner.
 
     Raises:
-      TypeError, ValueError: an option of the wrong type or out of range.
+      TypeError, ValueError: an option of the wrong type or out of range; an `Operator(symmetric=False)` (from the
+        solve).
 
     Reference: Hestenes, Stiefel, 1952, Methods of Conjugate Gradients for Solving Linear Systems.
     """
@@ -64,7 +67,8 @@ def cg(
     written_out = iteration.choose_unroll("cg", unroll, max_steps)
     settle = iteration.computed_once if written_out else lambda *scalars: scalars  # a loop's state is no formula
 
-    def solve(matvec, b, *, init=None, key=None):
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
+        base.require_symmetric("cg", matvec)
         system = base.make_system("cg", matvec, b, init, key)
 
         def iterate(operator, right, guess):

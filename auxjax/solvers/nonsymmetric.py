@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
 
@@ -31,7 +32,9 @@ def jaxopt_linear_solve():
     return linear_solve
 
 
-def normal_cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, preconditioner=None):
+def normal_cg(
+    *, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, preconditioner: base.Matvec | None = None
+) -> base.Solver:
     """Solver by conjugate gradients on the normal equations, through jaxopt.
 
     `x ~ argmin ||b - B x||`,  by  `B^T B x = B^T b`,  `B = A + damping I`, any A
@@ -51,34 +54,36 @@ def normal_cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, 
     Returns:
       `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`; `key` is not used. `min_curvature` is the Rayleigh
       quotient of the solution. Differentiable (another solve). `matvec` must be one that `jax.linear_transpose` can
-      transpose.
+      transpose, or an `Operator` with `transpose=`.
       Cost: 2 steps + 4 products with A or its transpose (A^T b, the initial residual, the true residual at the end).
 
     Raises:
-      TypeError, ValueError: an option of the wrong type or out of range; a `BilevelProblem(reduce=)` (from the solve).
+      TypeError, ValueError: an option of the wrong type or out of range; a mean over replicas inside
+        `matvec`, as with `BilevelProblem(reduce=)`, and no `transpose` with one (from the solve).
 
     Reference: Hestenes, Stiefel, 1952, Methods of Conjugate Gradients for Solving Linear Systems, section 10.
     """
     _check("normal_cg", max_steps, rtol, damping, preconditioner)
     solve_cg = jaxopt_linear_solve().solve_cg
 
-    def solve(matvec, b, *, init=None, key=None):
-        if isinstance(matvec, base.Operator) and matvec.averages:
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
+        if isinstance(matvec, base.Operator) and matvec.averages and matvec.transpose is None:
             raise ValueError(
                 "normal_cg needs products with the transposed matrix, which a problem with reduce= does not give. Use "
-                "gmres or minres, or sharded arrays under jit without reduce=."
+                "gmres or minres, or sharded arrays under jit without reduce=. An Operator of your own may give "
+                "transpose=, with the mean over replicas inside."
             )
         system = base.make_system("normal_cg", matvec, b, init, key)
 
         def iterate(operator, right, guess):
-            transpose = jax.linear_transpose(operator, right)
-            back = transpose(right)[0]
+            transpose = _transpose(operator, right)
+            back = transpose(right)
             size = _positive(tree_math.norm(back))
             unit_right = tree_math.scale(1.0 / size, back)
 
             def normal(x):
                 product = tree_math.scale(1.0 / size, operator(x))
-                return tree_math.scale(1.0 / size, transpose(product)[0])
+                return tree_math.scale(1.0 / size, transpose(product))
 
             apply = iteration.make_preconditioner("normal_cg", preconditioner, b, unit_right)
             run = _counted(solve_cg, max_steps + 2, rtol, max_steps)
@@ -92,7 +97,9 @@ def normal_cg(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, 
     return solve
 
 
-def bicgstab(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, preconditioner=None):
+def bicgstab(
+    *, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, preconditioner: base.Matvec | None = None
+) -> base.Solver:
     """Solver by stabilised biconjugate gradients, through jaxopt.
 
     `x ~ (A + damping I)^{-1} b`, any A
@@ -124,7 +131,7 @@ def bicgstab(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, p
     _check("bicgstab", max_steps, rtol, damping, preconditioner)
     solve_bicgstab = jaxopt_linear_solve().solve_bicgstab
 
-    def solve(matvec, b, *, init=None, key=None):
+    def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         system = base.make_system("bicgstab", matvec, b, init, key)
 
         def iterate(operator, right, guess):
@@ -150,6 +157,15 @@ def _check(where, max_steps, rtol, damping, preconditioner) -> None:
     base.check_count(where, "max_steps", max_steps, 1)
     base.check_non_negative(where, rtol=rtol, damping=damping)
     iteration.check_preconditioner(where, preconditioner)
+
+
+def _transpose(operator, like):
+    """`x -> A^T x`: what an operator gives, or JAX's transpose of it."""
+    given = operator.transpose if isinstance(operator, base.Operator) else None
+    if given is not None:
+        return given
+    derived = jax.linear_transpose(operator, like)
+    return lambda x: derived(x)[0]
 
 
 def _positive(size):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 
 
@@ -30,7 +31,7 @@ class PowerEstimate(NamedTuple):
     bound: jax.Array
 
 
-def power_iteration(num_steps: int = 1, *, first_steps: int = 10):
+def power_iteration(num_steps: int = 1, *, first_steps: int = 10) -> base.Preparation:
     """A few steps of the power iteration as `prepare` of `amortise`.
 
     Args:
@@ -47,7 +48,7 @@ def power_iteration(num_steps: int = 1, *, first_steps: int = 10):
     base.check_count("power_iteration", "num_steps", num_steps, 1)
     base.check_count("power_iteration", "first_steps", first_steps, 1)
 
-    def prepare(matvec, b, previous, key):
+    def prepare(matvec: base.Matvec, b: PyTree, previous: PyTree, key: Key | None):
         system = base.make_system("power_iteration", matvec, b, None, key)
         vector = _unit(system.b)
         if previous is not None:

@@ -11,7 +11,8 @@ factor of P changes nothing.
 Each is a function that is a pytree (a NamedTuple that can be called), which jit, scan and checkpoints take as they take
 arrays, so that one sketch serves for many solves.
 
-Not for: matrices that are not symmetric, on which these are guesses.
+Not for: matrices that are not symmetric, on which these are guesses; to sketch one that is known not to be is
+refused.
 """
 
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 from auxjax._internal import tree_math
 from auxjax._internal.random_keys import check_key
+from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 from auxjax.solvers._nystrom import NystromSketch, apply_inverse, sketch_matrix
 
@@ -56,7 +58,7 @@ class NystromPreconditioner(NamedTuple):
         return tree_math.cast_like(unravel(apply_inverse(self.sketch, flat, 0.0, self.outside)), r)
 
 
-def diagonal_preconditioner(diagonal):
+def diagonal_preconditioner(diagonal: PyTree) -> DiagonalPreconditioner:
     """Preconditioner of Jacobi: division by a diagonal.
 
     `P r = r / d`
@@ -80,7 +82,7 @@ def diagonal_preconditioner(diagonal):
     return DiagonalPreconditioner(jax.tree.map(lambda leaf: jnp.maximum(leaf, floor), high))
 
 
-def adam_preconditioner(second_moment, eps: float = 1e-8):
+def adam_preconditioner(second_moment: PyTree, eps: float = 1e-8) -> DiagonalPreconditioner:
     """Preconditioner that Adam uses.
 
     `P r = r / (sqrt(second_moment) + eps)`
@@ -109,7 +111,9 @@ def adam_preconditioner(second_moment, eps: float = 1e-8):
     )
 
 
-def nystrom_preconditioner(matvec, like, rank: int, *, damping: float, key):
+def nystrom_preconditioner(
+    matvec: base.Matvec, like: PyTree, rank: int, *, damping: float, key: Key
+) -> NystromPreconditioner:
     """Preconditioner from a randomised Nystrom approximation of A.
 
     `P = U (lambda + damping)^{-1} U^T + (I - U U^T) / (lambda_rank + damping)`
@@ -130,12 +134,13 @@ def nystrom_preconditioner(matvec, like, rank: int, *, damping: float, key):
 
     Raises:
       TypeError: `matvec` is no function, `like` has leaves that are not real floating, `key` is an old-style key.
-      ValueError: an option out of range; `matvec(like)` is not like `like`.
+      ValueError: an option out of range; `matvec(like)` is not like `like`; an `Operator(symmetric=False)`.
 
     Reference: Frangella, Tropp, Udell, 2023, Randomized Nystrom Preconditioning, equation 5.3.
     """
     base.check_count("nystrom_preconditioner", "rank", rank, 1)
     base.check_non_negative("nystrom_preconditioner", damping=damping)
+    base.require_symmetric("nystrom_preconditioner", matvec)
     check_key(key, "nystrom_preconditioner(key=)")
     system = base.make_system("nystrom_preconditioner", matvec, like, None, key)
     sketch = sketch_matrix(system.matvec, system.b, rank, key)
@@ -147,7 +152,7 @@ def nystrom_preconditioner(matvec, like, rank: int, *, damping: float, key):
     return NystromPreconditioner(sketch, jnp.maximum(smallest, floor) + damping)
 
 
-def nystrom_preparation(rank: int, *, damping: float):
+def nystrom_preparation(rank: int, *, damping: float) -> base.Preparation:
     """`nystrom_preconditioner` as `prepare` of `amortise`: a sketch that serves for many outer steps.
 
     Args:
@@ -158,10 +163,10 @@ def nystrom_preparation(rank: int, *, damping: float):
       `prepare(matvec, b, previous, key) -> preconditioner`; `previous` is not used, `key` is required.
 
     Raises:
-      TypeError, ValueError: an option out of range (when it runs), a missing key.
+      TypeError, ValueError: an option out of range (when it runs), a missing key, a matrix known not to be symmetric.
     """
 
-    def prepare(matvec, b, previous, key):
+    def prepare(matvec: base.Matvec, b: PyTree, previous: PyTree, key: Key):
         del previous
         return nystrom_preconditioner(matvec, b, rank, damping=damping, key=key)
 

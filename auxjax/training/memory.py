@@ -10,7 +10,6 @@ Not for: what else lives on the device, such as a data loader's buffers or the a
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +43,7 @@ class MemoryEstimate(NamedTuple):
     limit: int | None
 
 
-def estimate_memory(step: Callable, state: TrainState, inner_batch: Any, outer_batch: Any = None) -> MemoryEstimate:
+def estimate_memory(step: Any, state: TrainState, inner_batch: Any, outer_batch: Any = None) -> MemoryEstimate:
     """Compiles a step and says what it will need, without running it.
 
     Args:

@@ -199,7 +199,7 @@ def _cast(tree, dtype):
     def cast(leaf):
         kind = getattr(leaf, "dtype", None)
         kind = jnp.result_type(leaf) if kind is None else kind
-        return jnp.asarray(leaf).astype(dtype) if jax.dtypes.issubdtype(kind, jnp.floating) else leaf
+        return jnp.asarray(leaf).astype(dtype) if jnp.issubdtype(kind, jnp.floating) else leaf
 
     return jax.tree.map(cast, tree)
 

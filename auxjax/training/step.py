@@ -5,7 +5,7 @@ own batches: give it whole data sets that live on the device and a function that
 does nothing per step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -150,7 +150,8 @@ def repeat_updates(updates: Updates, *, inner_steps: int, outer_steps: int, loop
             indices = jnp.arange(times, dtype=jnp.int32)
             state, stacked = jax.lax.scan(lambda s, index: update(s, *batches, index), state, indices)
             return state, jax.tree.map(lambda leaf: leaf[-1], stacked)
-        for index in range(times):
+        state, metrics = update(state, *batches, 0)
+        for index in range(1, times):
             state, metrics = update(state, *batches, index)
         return state, metrics
 
@@ -324,7 +325,7 @@ def _outer_update(plan, state, inner_batch, outer_batch, index):
     return _whole(plan, state), metrics if plan.axis_name is None else _mean(plan, metrics)
 
 
-def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, key) -> dict[str, jax.Array]:
+def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, key) -> Mapping[str, jax.Array]:
     """The weights a method gives a batch, `{task: [n_task]}`: to look at, to find corrupted labels with.
 
     Args:

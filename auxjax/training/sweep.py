@@ -102,8 +102,13 @@ def make_sweep(
         one = lambda state, point, *rest: updates_of(point).inner(state, *rest)  # noqa: E731
         return over_runs(one, 0, 0, data, None)(state, *batch, jnp.asarray(index, jnp.int32))
 
+    def outer_of(point):
+        update = updates_of(point).outer
+        assert update is not None  # else there is no `outer`, see below
+        return update
+
     def outer(state, batch, outer_batch, index):
-        one = lambda state, point, *rest: updates_of(point).outer(state, *rest)  # noqa: E731
+        one = lambda state, point, *rest: outer_of(point)(state, *rest)  # noqa: E731
         return over_runs(one, 0, 0, data, data, None)(state, *batch, outer_batch, jnp.asarray(index, jnp.int32))
 
     updates = Updates(jax.jit(init_runs), inner, outer if _has_outer(updates_of, points) else None)

@@ -123,7 +123,7 @@ def two_modules(seed=0) -> Solved:
 
 def as_field(solved: Solved) -> Solved:
     """The same problem, its inner loss's gradient given as an update field."""
-    problem = BilevelProblem(update_field=jax.grad(solved.problem.inner), outer=solved.problem.outer)
+    problem = BilevelProblem(update_field=jax.grad(solved.problem.inner), symmetric=True, outer=solved.problem.outer)
     return solved._replace(problem=problem)
 
 

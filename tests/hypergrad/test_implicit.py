@@ -15,6 +15,7 @@ from tests.helpers.bilevel_problems import (
     true_residual,
     weighted_least_squares,
 )
+from tests.helpers.fixed_points import as_field
 
 PROBLEMS = {
     "ridge": ridge,
@@ -123,7 +124,7 @@ def test_scheduled_losses_with_the_exact_jacobian_agree_with_finite_differences(
 @pytest.mark.slow
 def test_a_gradient_given_as_an_update_field_gives_the_same():
     solved = ridge(explicit=0.3)
-    problem = BilevelProblem(update_field=jax.grad(solved.problem.inner), outer=solved.problem.outer)
+    problem = as_field(solved).problem
     for solver in (dense(), neumann(7), cg()):
         by_loss, loss_info = run(solver, solved)
         by_field, field_info = run(solver, solved._replace(problem=problem))

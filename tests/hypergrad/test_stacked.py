@@ -36,7 +36,7 @@ def hessians(solved, parts=PARTS):
 def test_a_stack_is_its_mean(kind, solver):
     solved = ridge()
     lower = solved.problem.inner if kind == "inner" else jax.grad(solved.problem.inner)
-    problem = BilevelProblem(**{kind: lower}, outer=solved.problem.outer)
+    problem = BilevelProblem(**{kind: lower}, outer=solved.problem.outer, symmetric=True)
     grad, info = estimate(implicit(solver, batches="stacked"), stacked(solved._replace(problem=problem)))
     np.testing.assert_allclose(grad, solved.hypergradient, rtol=1e-9)
     assert info.relative_residual < 1e-10
@@ -44,6 +44,7 @@ def test_a_stack_is_its_mean(kind, solver):
         **{kind: lambda p, m, b: (lower(p, m, b), {"metric": 1.0})},
         outer=lambda p, m, b: (solved.problem.outer(p, m, b), 3),
         has_aux=True,
+        symmetric=True,
     )
     again, info = estimate(implicit(solver, batches="stacked"), stacked(solved._replace(problem=with_aux)))
     np.testing.assert_allclose(again, grad, rtol=1e-12)

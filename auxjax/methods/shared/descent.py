@@ -1,6 +1,7 @@
 """Updates of the params that methods share: one step of the optimiser, and one step on a weighted sum of losses."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import optax
 
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.losses import masked_means, weighted_loss
-from auxjax.interface import Context, TaskLosses, TrainState
+from auxjax.interface import Context, Scalar, TaskLosses, TrainState
 from auxjax.methods.shared import evaluation
 
 
@@ -60,7 +61,7 @@ def weighted_update(context: Context, state: TrainState, batch, key, weights_of)
     return descend(context, state, grads, out.state), loss_metrics(out, weights)
 
 
-def loss_metrics(out: TaskLosses, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def loss_metrics(out: TaskLosses, weights: Mapping[str, Scalar]) -> dict[str, jax.Array]:
     """`loss/<task>` and `weight/<task>`: means over the labelled examples; a task without a weight has weight 0."""
     tasks = sorted(out.values)
     means = masked_means(constant_weights(weights, out), out.masks)
@@ -70,7 +71,7 @@ def loss_metrics(out: TaskLosses, weights: Mapping[str, jax.Array]) -> dict[str,
     return losses | {f"weight/{task}": value for task, value in evaluation.by_task(tuple(out.values), means).items()}
 
 
-def constant_weights(weights: Mapping[str, jax.Array], out: TaskLosses) -> dict[str, jax.Array]:
+def constant_weights(weights: Mapping[str, Scalar], out: TaskLosses) -> dict[str, jax.Array]:
     """`{task: [n_task]}` from scalar weights, 0 for tasks without one: what `Method.weights` returns."""
     found = {}
     for task, value in out.values.items():
@@ -78,6 +79,11 @@ def constant_weights(weights: Mapping[str, jax.Array], out: TaskLosses) -> dict[
         # Not in the losses' dtype: half precision has no room for a weight of 1.003, or of a million.
         found[task] = jnp.broadcast_to(jnp.asarray(weight).astype(accumulation_dtype(value, weight)), value.shape)
     return found
+
+
+def apply_updates(weights: jax.Array, updates) -> jax.Array:
+    """`optax.apply_updates` of one array, for which optax names the type of any pytree."""
+    return cast(jax.Array, optax.apply_updates(weights, updates))
 
 
 def keep_unseen(seen: jax.Array, new, old):

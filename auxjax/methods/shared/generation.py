@@ -177,4 +177,5 @@ def primary_labels(method: str, labels: Callable, batch) -> jax.Array:
 def _label_losses(model: TaskModel, out, params, model_state, batch, key, labels) -> jax.Array:
     if out.label_losses is not None:
         return jnp.sum(labels * out.label_losses, axis=-1)
+    assert model.soft_label_loss is not None  # `check_model` asks for one of the two
     return call(model.soft_label_loss, params, batch, labels, key, state=model_state)

@@ -15,6 +15,7 @@ import optax
 from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import BilevelProblem, implicit
 from auxjax.hypergrad.amortised import Amortised, warm_started
+from auxjax.hypergrad.problem import Estimator
 from auxjax.interface import Context, no_reduction
 from auxjax.methods.shared import evaluation
 from auxjax.solvers import neumann
@@ -26,7 +27,7 @@ class OuterLevel(NamedTuple):
     """What stays fixed: the optimiser of the outer variables and the estimator of the hypergradient."""
 
     optimizer: optax.GradientTransformation
-    estimator: Callable | Amortised
+    estimator: Estimator | Amortised
 
 
 class OuterState(NamedTuple):
@@ -44,7 +45,13 @@ class OuterState(NamedTuple):
     hypergradient: Any
 
 
-def make_outer_level(method: str, outer_optimizer, hypergradient, warm_start: bool, default_rate=1e-2) -> OuterLevel:
+def make_outer_level(
+    method: str,
+    outer_optimizer: optax.GradientTransformation | None,
+    hypergradient: Estimator | Amortised | None,
+    warm_start: bool,
+    default_rate=1e-2,
+) -> OuterLevel:
     """Checks a method's options and fills in the defaults: Adam, and four terms of a Neumann series.
 
     Args:
@@ -64,12 +71,14 @@ def make_outer_level(method: str, outer_optimizer, hypergradient, warm_start: bo
             f"{method}(hypergradient=) wants an estimator such as implicit(neumann(3)), or one with state such as "
             f"single_loop(), and got {type(estimator).__name__}."
         )
-    if warm_start and isinstance(estimator, Amortised):
-        raise ValueError(
-            f"{method}(warm_start=True): an estimator with state has its own option for that. Leave it out."
-        )
+    if warm_start:
+        if isinstance(estimator, Amortised):
+            raise ValueError(
+                f"{method}(warm_start=True): an estimator with state has its own option for that. Leave it out."
+            )
+        estimator = warm_started(estimator)
     optimizer = optax.adam(default_rate) if outer_optimizer is None else outer_optimizer
-    return OuterLevel(optimizer, warm_started(estimator) if warm_start else estimator)
+    return OuterLevel(optimizer, estimator)
 
 
 def init_outer(level: OuterLevel, problem: BilevelProblem, params, meta, batch, key) -> OuterState:

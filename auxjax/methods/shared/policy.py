@@ -7,7 +7,9 @@ Not for: learning a policy (`rl_aux`), or the formulas of policy gradients (`aux
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +79,7 @@ def decide(reading: Reading, meta, batch, mask=None) -> Decision:
     policy = outputs_of(reading, reading.generator.apply(meta, batch))
     labels = generation.primary_labels("rl_aux", reading.labels, batch)
 
-    def kept(values):
+    def kept(values: Any) -> Any:
         if values is None or mask is None:
             return values
         return jnp.where(mask.reshape(-1, *[1] * (values.ndim - 1)), values, jnp.zeros_like(values))
@@ -139,4 +141,4 @@ def labelling(reading: Reading, actions, decision, dtype) -> generation.Labellin
 def log_probability(decision, actions) -> jax.Array:
     """`[m, n]`, of the whole action: the choices are independent."""
     pairs = zip(decision.choices, actions, strict=True)
-    return sum(policy_gradient.log_probability(choice, action) for choice, action in pairs)
+    return reduce(add, (policy_gradient.log_probability(choice, action) for choice, action in pairs))
