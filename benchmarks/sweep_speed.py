@@ -21,7 +21,6 @@ from benchmarks.shared.command import measure_and_show
 from benchmarks.shared.machine import describe_machine
 from benchmarks.shared.timing import median_interval
 from experiments import cli, configs
-from experiments.compare import seeds_of
 from experiments.reporting import terminal
 from experiments.training import grid, sources
 from experiments.training import sweep as sweep_training
@@ -58,7 +57,7 @@ def measure(options: argparse.Namespace) -> dict:
       ValueError: an impossible sweep, see `experiments.sweep`.
     """
     settings = configs.override(configs.get(options.config).Settings(), options.set)
-    sweep = grid.make(options.config, settings, options.method, options.over, seeds_of(options.seeds))
+    sweep = grid.make(options.config, settings, options.method, options.over, cli.seeds_of(options.seeds))
     grid.check(sweep)
     jax.config.update("jax_enable_compilation_cache", False)
     loaded = sweep_training.load(sweep, options.data_dir)

@@ -13,6 +13,7 @@ from auxjax import methods
 from auxjax.training.parallel import data_mesh
 from experiments import configs
 from experiments.runtime import interruption, processes
+from experiments.settings import check_seed
 
 
 def parser(program: str, doc: str) -> argparse.ArgumentParser:
@@ -89,6 +90,23 @@ def settings(arguments: argparse.Namespace):
     """
     found = configs.override(configs.get(arguments.config).Settings(), arguments.assignments)
     return found if arguments.steps is None else dataclasses.replace(found, steps=arguments.steps)
+
+
+def seeds_of(text: str) -> list[int]:
+    """`[0, 1, 2]` from "0,1,2".
+
+    Raises:
+      ValueError: not whole numbers, none at all, or one twice.
+    """
+    try:
+        seeds = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"--seeds {text}: expected whole numbers separated by commas, such as 0,1,2.") from None
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"--seeds {text}: expected at least one seed, each once, such as 0,1,2.")
+    for seed in seeds:
+        check_seed(seed)
+    return seeds
 
 
 def mesh(arguments: argparse.Namespace):

@@ -24,7 +24,7 @@ from experiments.methods.labels import folder_of, parse, text_of
 from experiments.reporting import terminal
 from experiments.runtime import processes, records
 from experiments.settings import check_settings
-from experiments.training.single import check_method, check_seed, describe, train
+from experiments.training.single import check_method, describe, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,23 +38,6 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--seeds", default="0,1,2", metavar="0,1,2", help="seeds, separated by commas (0,1,2)")
     return found
-
-
-def seeds_of(text: str) -> list[int]:
-    """`[0, 1, 2]` from "0,1,2".
-
-    Raises:
-      ValueError: not whole numbers, none at all, or one twice.
-    """
-    try:
-        seeds = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ValueError(f"--seeds {text}: expected whole numbers separated by commas, such as 0,1,2.") from None
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"--seeds {text}: expected at least one seed, each once, such as 0,1,2.")
-    for seed in seeds:
-        check_seed(seed)
-    return seeds
 
 
 def methods_of(text: str) -> list[str]:
@@ -108,7 +91,7 @@ def main(argv=None) -> int:
         names = methods_of(arguments.methods)
         for name in names:
             check_method(arguments.config, settings, name)
-        runs = [(name, seed) for name in names for seed in seeds_of(arguments.seeds)]
+        runs = [(name, seed) for name in names for seed in cli.seeds_of(arguments.seeds)]
         check_folder(arguments.out, arguments.config, settings, runs)
         broken = []
         with terminal.progress() as follow:

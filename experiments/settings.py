@@ -73,6 +73,12 @@ def check_settings(settings: RunSettings) -> None:
             _check_part(f"{field.name}={value!r}" if isinstance(value, str) else f"{field.name}={value}", part, bounds)
 
 
+def check_seed(seed: int) -> None:
+    """Raises a ValueError for a seed that not every random generator takes."""
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed {seed}: expected a whole number from 0 to 2^31 - 1.")
+
+
 def _bounds(kind: type, field: dataclasses.Field) -> dict:
     """The bounds of a field; a class that gives a field of its base another default alone keeps the bounds."""
     for base in kind.__mro__:

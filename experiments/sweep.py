@@ -22,7 +22,6 @@ import argparse
 
 from auxjax import methods
 from experiments import cli
-from experiments.compare import seeds_of
 from experiments.reporting import sweep_report, terminal
 from experiments.training import grid
 from experiments.training import sweep as sweep_training
@@ -57,7 +56,7 @@ def main(argv=None) -> int:
             raise ValueError("--distributed: a sweep runs in one process. --devices N splits its runs over N devices.")
         mesh = cli.mesh(arguments)
         settings = cli.settings(arguments)
-        sweep = grid.make(arguments.config, settings, arguments.method, arguments.over, seeds_of(arguments.seeds))
+        sweep = grid.make(arguments.config, settings, arguments.method, arguments.over, cli.seeds_of(arguments.seeds))
         with terminal.progress() as follow:
             on_step = follow(f"{arguments.method}, {len(sweep.runs())} runs", settings.steps)
             options = {"data_dir": arguments.data_dir, "mesh": mesh, "on_step": on_step}

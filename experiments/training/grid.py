@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from auxjax import methods
 from experiments import configs
 from experiments.methods import defaults, labels
-from experiments.settings import check_settings
-from experiments.training.single import check_method, check_seed
+from experiments.settings import check_seed, check_settings
+from experiments.training.single import check_method
 
 
 class Over(NamedTuple):

@@ -26,7 +26,7 @@ from experiments.inputs import feeds
 from experiments.inputs.batches import Draw
 from experiments.methods import defaults, labels
 from experiments.runtime import processes, records
-from experiments.settings import check_settings
+from experiments.settings import check_seed, check_settings
 from experiments.training import checks, judging, loop, sources
 
 # Shapes of no data, to try out a method's options before any are read.
@@ -41,12 +41,6 @@ STAND_IN = Shapes(
 def check_method(config: str, settings, method: str) -> None:
     """Raises a ValueError for a label no run can have, before any data are read."""
     labels.make(method, defaults.options_of(configs.get(config), settings, STAND_IN))
-
-
-def check_seed(seed: int) -> None:
-    """Raises a ValueError for a seed that not every random generator takes."""
-    if not 0 <= seed < 2**31:
-        raise ValueError(f"seed {seed}: expected a whole number from 0 to 2^31 - 1.")
 
 
 def describe(config: str, settings, method: str, seed: int) -> dict:

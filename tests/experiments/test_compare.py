@@ -7,7 +7,7 @@ import shutil
 import jax
 import pytest
 
-from experiments import compare
+from experiments import cli, compare
 from experiments.reporting.runs import by_method, read_runs
 from experiments.training import checks
 from tests.helpers.commands import call, read, refused, tiny
@@ -228,7 +228,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path, capsys):
 
 
 def test_names_and_seeds_as_people_write_them():
-    assert compare.seeds_of("0, 1,2,") == [0, 1, 2]
+    assert cli.seeds_of("0, 1,2,") == [0, 1, 2]
     assert compare.methods_of("stl, jtds+dev ,") == ["stl", "jtds+dev"]
     assert compare.methods_of("equal:auxiliary_weight=0.30+dev") == ["equal:auxiliary_weight=0.3+dev"]
 
