@@ -16,12 +16,11 @@ Not for: problems whose lower level is followed for a few steps only; unrolling 
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
-from auxjax._internal.random_keys import check_key
+from auxjax._internal import checks, tree_math
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad import stacked
 from auxjax.hypergrad.problem import BilevelProblem
-from auxjax.solvers.base import Operator, SolveInfo, check_like, make_system, report
+from auxjax.solvers.base import Operator, SolveInfo, make_system, report
 
 
 def implicit(solver, *, curvature=None, batches: str = "same"):
@@ -60,19 +59,11 @@ def implicit(solver, *, curvature=None, batches: str = "same"):
     Reference: Lorraine, Vicol, Duvenaud, 2020, Optimizing Millions of Hyperparameters by Implicit Differentiation,
     AISTATS, theorem 1; Pedregosa, 2016, Hyperparameter Optimization with Approximate Gradient, ICML.
     """
-    if not callable(solver):
-        raise TypeError(
-            f"implicit(solver=): expected a solver such as neumann(20) or dense(), got {type(solver).__name__}."
-        )
-
-    if curvature is not None and not callable(curvature):
-        raise TypeError(
-            "implicit(curvature=): expected gauss_newton(...), fisher(...) or None for the Hessian, got "
-            f"{type(curvature).__name__}."
-        )
-
-    if batches not in ("same", "stacked"):
-        raise ValueError(f"implicit(batches={batches!r}): expected 'same' or 'stacked'.")
+    checks.function("implicit", "a solver such as neumann(20) or dense()", solver=solver)
+    if curvature is not None:
+        expected = "gauss_newton(...), fisher(...) or None for the Hessian"
+        checks.function("implicit", expected, curvature=curvature)
+    checks.one_of("implicit", ("same", "stacked"), batches=batches)
     if batches == "stacked" and curvature is not None:
         raise ValueError(
             "implicit(curvature=, batches='stacked'): a curvature takes one batch. Join the mini-batches into one, or "
@@ -81,12 +72,12 @@ def implicit(solver, *, curvature=None, batches: str = "same"):
 
     def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
         if key is not None:
-            check_key(key, "implicit estimator(key=)")
+            checks.key("implicit estimator", key)
         level = problems.make_level("implicit estimator", problem, params, meta)
         guess = None
         if init is not None:
             guess = problems.floating_part("implicit estimator(init=)", init, level)
-            check_like("implicit estimator(init=)", guess, level.theta, "params")
+            checks.like("implicit estimator(init=)", guess, level.theta, "params")
         outer = problems.outer_gradients(problem, level, outer_batch)
         if batches == "stacked":
             count = stacked.count_batches("implicit", inner_batch)

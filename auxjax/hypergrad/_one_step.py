@@ -10,7 +10,7 @@ hypergradient it replaces the inverse Hessian with a multiple of the identity.
 Not for: knowing the curvature. The residual in `HypergradInfo` says how far the identity is from the inverse.
 """
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad._implicit import linearise
@@ -53,7 +53,7 @@ def one_step(optimizer, *, opt_state=None, rtol: float = 1e-3):
     Self-Supervised Generalisation with Meta Auxiliary Learning, NeurIPS.
     """
     optimizer = inner_step.as_optimizer("one_step", optimizer)
-    base.check_non_negative("one_step", rtol=rtol)
+    checks.number("one_step", least=0, known=True, rtol=rtol)
 
     def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
         level = problems.make_level("one_step estimator", problem, params, meta)

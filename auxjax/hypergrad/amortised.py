@@ -18,11 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
-from auxjax._internal.random_keys import check_key
+from auxjax._internal import checks, tree_math
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad._implicit import implicit, linearise
-from auxjax.solvers import base
 from auxjax.solvers._neumann import neumann
 from auxjax.solvers.galerkin import galerkin
 from auxjax.solvers.power_iteration import power_iteration
@@ -69,10 +67,7 @@ def warm_started(estimator) -> Amortised:
     Raises:
       TypeError: `estimator` is no function.
     """
-    if not callable(estimator):
-        raise TypeError(
-            f"warm_started(estimator=): expected implicit(...) or the like, got {type(estimator).__name__}."
-        )
+    checks.function("warm_started", "implicit(...) or the like", estimator=estimator)
 
     def init(problem, params, meta, inner_batch, outer_batch, *, key=None):
         del inner_batch, outer_batch, key
@@ -126,14 +121,12 @@ def amortise(
     Reference: Arbel, Mairal, 2022, Amortized Implicit Differentiation for Stochastic Bilevel Optimization, ICLR;
     Fischer, 1998, Projection Techniques for Iterative Solution of Ax = b with Successive Right-Hand Sides.
     """
-    for name, value in (("solver", solver), ("prepare", prepare)):
-        if not (callable(value) or (name == "prepare" and value is None)):
-            raise TypeError(f"amortise({name}=): expected a function, got {type(value).__name__}.")
-    base.check_count("amortise", "every", every, 1)
-    base.check_count("amortise", "history", history, 1)
-    base.check_non_negative("amortise", damping=damping)
-    if warm_start not in (True, False, "extrapolate", "project"):
-        raise ValueError(f"amortise(warm_start={warm_start!r}): expected True, False, 'extrapolate' or 'project'.")
+    checks.function("amortise", solver=solver)
+    if prepare is not None:
+        checks.function("amortise", prepare=prepare)
+    checks.count("amortise", 1, every=every, history=history)
+    checks.number("amortise", least=0, known=True, damping=damping)
+    checks.one_of("amortise", (True, False, "extrapolate", "project"), warm_start=warm_start)
     num_changes = {"extrapolate": 1, "project": history - 1}.get(warm_start, 0)
 
     def system_at(problem, params, meta, inner_batch, outer_batch):
@@ -211,7 +204,7 @@ def single_loop(step_size: float | None = None, *, damping: float = 0.0, curvatu
     Reference: Dagreou, Ablin, Vaiter, Moreau, 2022, A Framework for Bilevel Optimization that Enables Stochastic and
     Global Variance Reduction Algorithms, NeurIPS, algorithm 1 (SOBA).
     """
-    base.check_non_negative("single_loop", damping=damping)
+    checks.number("single_loop", least=0, known=True, damping=damping)
     if step_size is not None:
         return amortise(neumann(0, step_size, damping=damping), curvature=curvature, warm_start=True)
 
@@ -237,4 +230,4 @@ def _advance(state: AmortisedState, solution, made) -> AmortisedState:
 
 def _check_key(key) -> None:
     if key is not None:
-        check_key(key, "amortised estimator(key=)")
+        checks.key("amortised estimator", key)

@@ -20,8 +20,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax.hypergrad.problem import Level, check_scalar
-from auxjax.solvers.base import check_floating
 
 
 def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
@@ -44,11 +44,11 @@ def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
     Reference: Schraudolph, 2002, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent; Martens,
     2020, New Insights and Perspectives on the Natural Gradient Method, section 8.
     """
-    _check_functions("gauss_newton", outputs=outputs, loss=loss)
+    checks.function("gauss_newton", outputs=outputs, loss=loss)
 
     def curvature(level: Level, batch):
         def network(theta):
-            return check_floating(
+            return checks.floating(
                 "gauss_newton(outputs=): what it returns", outputs(level.merge(theta), level.meta, batch)
             )
 
@@ -89,11 +89,11 @@ def fisher(losses: Callable, loss: Callable) -> Callable:
     Reference: Martens, 2020, New Insights and Perspectives on the Natural Gradient Method, JMLR, section 11; Kunstner,
     Balles, Hennig, 2019, Limitations of the Empirical Fisher Approximation, NeurIPS, on where the two differ.
     """
-    _check_functions("fisher", losses=losses, loss=loss)
+    checks.function("fisher", losses=losses, loss=loss)
 
     def curvature(level: Level, batch):
         def each(theta):
-            return check_floating("fisher(losses=): what it returns", losses(level.merge(theta), level.meta, batch))
+            return checks.floating("fisher(losses=): what it returns", losses(level.merge(theta), level.meta, batch))
 
         def value(values, theta):
             return check_scalar("fisher(loss=)", loss(values, level.merge(theta), level.meta, batch))
@@ -110,9 +110,3 @@ def fisher(losses: Callable, loss: Callable) -> Callable:
         return matvec
 
     return curvature
-
-
-def _check_functions(where: str, **functions) -> None:
-    for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(f"{where}({name}=): expected a function, got {type(function).__name__}.")

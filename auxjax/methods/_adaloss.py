@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
@@ -56,7 +56,7 @@ def adaloss(
     """
     if form not in ("normalised", "log_auxiliary"):
         raise ValueError(f"adaloss(form={form!r}): expected 'normalised' or 'log_auxiliary'.")
-    if not is_traced(decay, epsilon) and (not 0 <= decay < 1 or not epsilon > 0):
+    if not checks.is_traced(decay, epsilon) and (not 0 <= decay < 1 or not epsilon > 0):
         raise ValueError(f"adaloss(decay={decay}, epsilon={epsilon}): expected 0 <= decay < 1 and epsilon > 0.")
     options = _Options(form == "normalised", decay, shift, epsilon)
 

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas.langevin import langevin_step
 from auxjax.formulas.score_matching import score_matching_value_and_gradient
 from auxjax.formulas.simplex import project_simplex, shift_and_clamp
@@ -213,10 +213,10 @@ def _check_options(form, projection, total, step_size, temperature, tolerance, m
         raise ValueError(f"arml(form={form!r}): expected 'merged' or 'two_stage'.")
     if projection not in ("simplex", "shift_and_clamp"):
         raise ValueError(f"arml(projection={projection!r}): expected 'simplex' or 'shift_and_clamp'.")
-    if total is not None and not is_traced(total) and not total > 0:
+    if total is not None and not checks.is_traced(total) and not total > 0:
         raise ValueError(f"arml(total={total}): expected a number > 0, or None for the number of auxiliary tasks.")
     given = [value for value in (step_size, temperature) if value is not None]
-    known = [value for value in given if not is_traced(value)]  # a sweep under vmap checks nothing
+    known = [value for value in given if not checks.is_traced(value)]  # a sweep under vmap checks nothing
     if form == "two_stage" and (len(given) < 2 or any(value < 0 for value in known)):
         raise ValueError(
             f"arml(form='two_stage', step_size={step_size}, temperature={temperature}): Langevin sampling needs both, "
@@ -224,7 +224,7 @@ def _check_options(form, projection, total, step_size, temperature, tolerance, m
         )
     if form == "merged" and (step_size is not None or temperature is not None):
         raise ValueError("arml(form='merged') adds no noise: leave out step_size and temperature, or use 'two_stage'.")
-    if not (is_traced(tolerance) or tolerance > 0) or not 0 < min_updates <= max_updates:
+    if not (checks.is_traced(tolerance) or tolerance > 0) or not 0 < min_updates <= max_updates:
         raise ValueError(
             f"arml(tolerance={tolerance}, min_updates={min_updates}, max_updates={max_updates}): expected "
             "tolerance > 0 and 0 < min_updates <= max_updates."

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas.losses import weighted_loss
 from auxjax.hypergrad import BilevelProblem, finite_difference, one_step
 from auxjax.interface import Method
@@ -51,7 +51,7 @@ def auto_lambda(
     """
     if form not in ("finite_difference", "exact"):
         raise ValueError(f"auto_lambda(form={form!r}): expected 'finite_difference' or 'exact'.")
-    known = not is_traced(epsilon, initial)
+    known = not checks.is_traced(epsilon, initial)
     if known and (not 0 < epsilon < float("inf") or not -float("inf") < initial < float("inf") or initial == 0):
         raise ValueError(
             f"auto_lambda(epsilon={epsilon}, initial={initial}): expected finite numbers, epsilon > 0 and initial not "

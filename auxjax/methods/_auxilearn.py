@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas.loss_combiners import CONSTRAINTS, Combiner, convolutional_combiner, dense_combiner
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import BilevelProblem
@@ -76,7 +76,7 @@ def auxilearn(
     sizes = channels if form == "convolutional" else hidden
     if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
         raise ValueError(f"auxilearn(hidden={hidden}, channels={channels}): expected one or more whole numbers >= 1.")
-    if upper is not None and not is_traced(upper) and not upper > 0:
+    if upper is not None and not checks.is_traced(upper) and not upper > 0:
         raise ValueError(f"auxilearn(upper={upper}): expected a number > 0.")
     level = outer_level.make_outer_level("auxilearn", outer_optimizer, hypergradient, warm_start)
     options = _Options(level, _combiner(form, hidden, channels, upper, constraint), constraint)

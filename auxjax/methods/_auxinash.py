@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas.bargaining import bargaining_weights
 from auxjax.formulas.losses import weighted_loss
 from auxjax.formulas.simplex import project_simplex
@@ -74,7 +74,7 @@ def auxinash(
     """
     if refresh not in ("inner", "outer"):
         raise ValueError(f"auxinash(refresh={refresh!r}): expected 'inner' or 'outer'.")
-    if not is_traced(smallest) and not 0 < smallest < 1:
+    if not checks.is_traced(smallest) and not 0 < smallest < 1:
         raise ValueError(f"auxinash(smallest={smallest}): expected a number between 0 and 1.")
     optimizer = optax.sgd(5e-3, momentum=0.9) if outer_optimizer is None else outer_optimizer
     level = outer_level.make_outer_level("auxinash", optimizer, hypergradient, warm_start)
@@ -117,7 +117,7 @@ def _problem(context, model_state, gram, key) -> BilevelProblem:
 def _init(options, context, state, batch, key):
     out = evaluation.loss_shapes(context, state, batch, key)
     count = 1 + len(evaluation.auxiliary_or_raise("auxinash", context, out))
-    if not is_traced(options.smallest) and count * options.smallest >= 1:
+    if not checks.is_traced(options.smallest) and count * options.smallest >= 1:
         raise ValueError(f"auxinash(smallest={options.smallest}): {count} tasks cannot all have that and sum to 1.")
     powers = jnp.full((count,), 1.0 / count, accumulation_dtype(out.values))
     gram = _gram(options, context, state, batch, key).astype(powers.dtype)

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.formulas.task_gradients import module_products, squared_norms
 from auxjax.interface import Method
 from auxjax.methods._registry import register
@@ -55,7 +56,7 @@ def cosine_similarity(
     """
     if form not in ("gate", "weighted"):
         raise ValueError(f"cosine_similarity(form={form!r}): expected 'gate' or 'weighted'.")
-    if not is_traced(auxiliary_weight) and not 0 <= auxiliary_weight < float("inf"):
+    if not checks.is_traced(auxiliary_weight) and not 0 <= auxiliary_weight < float("inf"):
         raise ValueError(f"cosine_similarity(auxiliary_weight={auxiliary_weight}): expected a finite number >= 0.")
     options = _Options(form == "gate", module_of, auxiliary_weight, chunk)
 
@@ -116,5 +117,5 @@ def _gates(options, tasks, modules) -> jax.Array:
     squares = squared_norms(tasks, modules=modules, chunk=options.chunk)
     scale = jnp.sqrt(squares[:, :1]) * jnp.sqrt(squares[:, 1:])  # the product of the squares would leave float32
     # A task without a gradient has no direction; whatever its weight, it changes nothing.
-    cosines = jnp.where(scale > 0, products[:, 1:].astype(scale.dtype) / jnp.where(scale > 0, scale, 1.0), 0.0)
+    cosines = jnp.where(scale > 0, products[:, 1:].astype(scale.dtype) / positive_or_one(scale), 0.0)
     return jnp.maximum(cosines, 0.0)

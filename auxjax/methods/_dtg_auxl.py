@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal.tracing import is_traced
+from auxjax._internal import checks
 from auxjax.formulas import joint_generator as generators
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import BilevelProblem
@@ -179,7 +179,9 @@ def _collapse(options, pairs, features, targets) -> generators.InstanceCollapse:
 def _loss_weights(options, context, out):
     """`{task: weight}` of the tasks the model has itself."""
     weights = {task: options.manual_weight for task in evaluation.auxiliary_tasks(out, context.model.primary)}
-    return {context.model.primary: 1.0} | (weights if is_traced(options.manual_weight) or options.manual_weight else {})
+    return {context.model.primary: 1.0} | (
+        weights if checks.is_traced(options.manual_weight) or options.manual_weight else {}
+    )
 
 
 class _Joint(NamedTuple):
@@ -223,7 +225,7 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
     def outer(params, meta, batch):
         out = evaluation.evaluate(context.model, params, model_state, batch, key)
         loss = masked_mean(out.values[context.model.primary], evaluation.mask_of(out, context.model.primary))
-        if not is_traced(options.regularisation_weight) and options.regularisation_weight == 0:
+        if not checks.is_traced(options.regularisation_weight) and options.regularisation_weight == 0:
             return loss
         pairs = jax.lax.stop_gradient(_pairs(options, context, out, batch, key))
         collapse = _collapse(options, pairs, _features(options, meta, pairs), _targets(options, meta, pairs))

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
@@ -54,7 +54,7 @@ def dwa(*, window: int = 100, temperature: float = 2.0) -> Method:
     Raises:
       ValueError: an impossible option; no auxiliary task (when the state is made).
     """
-    if not isinstance(window, int) or window < 1 or not (is_traced(temperature) or temperature > 0):
+    if not isinstance(window, int) or window < 1 or not (checks.is_traced(temperature) or temperature > 0):
         raise ValueError(
             f"dwa(window={window}, temperature={temperature}): expected a whole number >= 1 and a number > 0."
         )

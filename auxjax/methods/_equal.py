@@ -7,7 +7,7 @@ The two differ by a factor of 1 + K in the effective learning rate, which matter
 seldom say which.
 """
 
-from auxjax._internal.tracing import is_traced
+from auxjax._internal import checks
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
@@ -27,7 +27,7 @@ def equal(*, auxiliary_weight: float = 1.0, reduction: str = "sum") -> Method:
     Raises:
       ValueError: a negative weight or another reduction.
     """
-    if not is_traced(auxiliary_weight) and not auxiliary_weight >= 0:
+    if not checks.is_traced(auxiliary_weight) and not auxiliary_weight >= 0:
         raise ValueError(f"equal(auxiliary_weight={auxiliary_weight}): expected a number >= 0.")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"equal(reduction={reduction!r}): expected 'sum' or 'mean'.")

@@ -5,7 +5,7 @@ min_theta  sum_k w_k L_k
 
 from collections.abc import Mapping
 
-from auxjax._internal.tracing import is_traced
+from auxjax._internal import checks
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
@@ -28,9 +28,9 @@ def fixed_weights(*, weights: Mapping[str, float]) -> Method:
     if not isinstance(weights, Mapping):
         raise TypeError(f"fixed_weights(weights=): expected {{task: weight}}, got {type(weights).__name__}.")
     for task, weight in weights.items():
-        if not is_traced(weight) and not -float("inf") < weight < float("inf"):
+        if not checks.is_traced(weight) and not -float("inf") < weight < float("inf"):
             raise ValueError(f"fixed_weights(weights=): the weight of {task!r} is {weight}; expected a finite number.")
-    chosen = {task: weight if is_traced(weight) else float(weight) for task, weight in weights.items()}
+    chosen = {task: weight if checks.is_traced(weight) else float(weight) for task, weight in weights.items()}
 
     def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.formulas.partition import mask_by_path
 from auxjax.formulas.task_gradients import squared_norms, task_gradients
 from auxjax.interface import Method
@@ -74,7 +75,7 @@ def gradnorm(
     Raises:
       ValueError: an impossible option; no auxiliary task (when the state is made).
     """
-    if not is_traced(asymmetry, smallest) and (not 0 <= asymmetry < float("inf") or not 0 <= smallest < 1):
+    if not checks.is_traced(asymmetry, smallest) and (not 0 <= asymmetry < float("inf") or not 0 <= smallest < 1):
         raise ValueError(
             f"gradnorm(asymmetry={asymmetry}, smallest={smallest}): expected asymmetry >= 0, 0 <= smallest < 1."
         )
@@ -155,7 +156,7 @@ def _balance(options, previous, norms, now, first, seen):
     # The weights sum to the number of tasks; those without a label keep theirs.
     left = len(before) - jnp.sum(jnp.where(there, 0.0, before))
     total = jnp.sum(jnp.where(there, moved, 0.0))
-    after = jnp.where(there, moved * left / jnp.where(total > 0, total, 1.0), before)
+    after = jnp.where(there, moved * left / positive_or_one(total), before)
     return previous.weights.at[balanced].set(after), {"gradnorm_loss": jnp.sum(jnp.abs(differences))}, opt_state
 
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from auxjax._internal.precision import accumulation_dtype
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import BilevelProblem
 from auxjax.interface import Method, no_reduction
@@ -211,7 +212,7 @@ def standardised(losses: jax.Array, mask: jax.Array | None, reduce: Callable = n
     centred = jnp.where(labelled, safe - reduce(masked_mean(safe, labelled)), jnp.zeros((), losses.dtype))
     # First to a size of 1, held fixed: losses that are memorised would be lost beside the 1e-12.
     peak = reduce(jax.lax.stop_gradient(jnp.max(jnp.abs(centred))))
-    centred = centred / jnp.where(peak > 0, peak, jnp.ones_like(peak))
+    centred = centred / positive_or_one(peak)
     # Under the root: its derivative at 0 is finite, so equal losses do not make NaN in the exact Jacobian.
     return centred * jax.lax.rsqrt(reduce(masked_mean(centred**2, labelled)) + 1e-12)
 

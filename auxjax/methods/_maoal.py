@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.hypergrad import BilevelProblem
 from auxjax.interface import Method, no_reduction
 from auxjax.methods._registry import register
@@ -70,7 +70,7 @@ def maoal(
         raise ValueError(f"maoal(constraint={constraint!r}): expected one of {', '.join(_CONSTRAINTS)}.")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"maoal(reduction={reduction!r}): expected 'sum' or 'mean'.")
-    if not is_traced(auxiliary_weight) and not 0 <= auxiliary_weight < float("inf"):
+    if not checks.is_traced(auxiliary_weight) and not 0 <= auxiliary_weight < float("inf"):
         raise ValueError(f"maoal(auxiliary_weight={auxiliary_weight}): expected a finite number >= 0.")
     options = _Options(
         module_of=module_of or (lambda path: path.split("/")[0]),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from auxjax._internal.tracing import is_traced
+from auxjax._internal import checks
 from auxjax.formulas import soft_labels
 from auxjax.hypergrad import BilevelProblem, finite_difference, one_step, unrolled
 from auxjax.interface import Method
@@ -162,7 +162,7 @@ def _check_options(options: Options) -> None:
         value = getattr(options, option)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}({option}={value!r}): expected a whole number of at least 1.")
-    if not is_traced(options.epsilon) and not 0 < options.epsilon < float("inf"):
+    if not checks.is_traced(options.epsilon) and not 0 < options.epsilon < float("inf"):
         raise ValueError(f"{name}(epsilon={options.epsilon}): expected a finite number > 0.")
     steps = options.look_ahead_steps
     if options.form == "finite_difference" and steps > 1:
@@ -211,7 +211,7 @@ def _problem(options, context, model_state, key) -> BilevelProblem:
         out = evaluation.evaluate(context.model, params, model_state, batch, key)
         mask = evaluation.mask_of(out, context.model.primary)
         loss = evaluation.mean_losses(out, (context.model.primary,))[0]
-        traced = is_traced(options.entropy_weight, options.sharpness_weight)
+        traced = checks.is_traced(options.entropy_weight, options.sharpness_weight)
         if not traced and options.entropy_weight == options.sharpness_weight == 0:
             return loss
         made = options.label(meta, batch).labels

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas.losses import weighted_loss
 from auxjax.hypergrad import BilevelProblem
 from auxjax.interface import Method
@@ -71,7 +71,7 @@ def n_jtds(
         raise ValueError(f"n_jtds(num_examples={num_examples}): expected whole numbers of at least 1.")
     if activation not in ("softplus", "sigmoid"):
         raise ValueError(f"n_jtds(activation={activation!r}): expected 'softplus' or 'sigmoid'.")
-    if not is_traced(spread) and not 0 <= spread < float("inf"):
+    if not checks.is_traced(spread) and not 0 <= spread < float("inf"):
         raise ValueError(f"n_jtds(spread={spread}): expected a standard deviation >= 0.")
     optimizer = optax.adam(0.1) if outer_optimizer is None else outer_optimizer
     options = _Options(

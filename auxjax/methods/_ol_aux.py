@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas.task_gradients import task_gradients
 from auxjax.interface import Method
 from auxjax.methods._registry import register
@@ -70,7 +70,7 @@ def ol_aux(
     """
     if form not in ("n_step", "one_step"):
         raise ValueError(f"ol_aux(form={form!r}): expected 'n_step' or 'one_step'.")
-    if not is_traced(initial) and not -float("inf") < initial < float("inf"):
+    if not checks.is_traced(initial) and not -float("inf") < initial < float("inf"):
         raise ValueError(f"ol_aux(initial={initial}): expected a finite number.")
     optimizer = optax.sgd(0.05) if outer_optimizer is None else outer_optimizer
     options = _Options(optimizer, form == "n_step", initial, clamp)

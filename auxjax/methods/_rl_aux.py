@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas import policy_gradient, soft_labels
 from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import inner_step
@@ -371,7 +371,7 @@ def _check_options(options) -> None:
         value = getattr(reading if hasattr(reading, name) else options, name)
         if not (isinstance(value, int) and value >= smallest) and not (name == "chunk" and value is None):
             raise ValueError(f"rl_aux({name}={value!r}): expected a whole number of at least {smallest}.")
-    if not is_traced(options.clip) and not 0 < options.clip < 1:
+    if not checks.is_traced(options.clip) and not 0 < options.clip < 1:
         raise ValueError(f"rl_aux(clip={options.clip}): expected a number between 0 and 1, such as 0.2.")
     if options.num_rollouts < 2 and (options.baseline == "leave_one_out" or options.standardise):
         raise ValueError(

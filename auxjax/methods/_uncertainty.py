@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
@@ -74,7 +74,7 @@ def uncertainty(
             f"uncertainty(regression={regression!r}): expected a tuple of names, such as ({regression!r},)."
         )
     start = (0.0 if form == "paper" else -0.5) if initial is None else initial
-    if not is_traced(start, smallest) and not smallest <= start < float("inf"):
+    if not checks.is_traced(start, smallest) and not smallest <= start < float("inf"):
         raise ValueError(
             f"uncertainty(initial={start}, smallest={smallest}): expected smallest <= initial, both finite."
         )

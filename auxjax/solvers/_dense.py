@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
 from auxjax.solvers import base
 
 
@@ -34,7 +34,7 @@ def dense(*, damping: float = 0.0, rtol: float = 1e-3):
     Raises:
       ValueError: an option is negative or not finite.
     """
-    base.check_non_negative("dense", damping=damping, rtol=rtol)
+    checks.number("dense", least=0, known=True, damping=damping, rtol=rtol)
 
     def solve(matvec, b, *, init=None, key=None):
         system = base.make_system("dense", matvec, b, init, key)

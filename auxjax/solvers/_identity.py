@@ -6,7 +6,7 @@ the identity. What it costs in accuracy stands in the residual.
 Not for: anything that should know the curvature.
 """
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
 from auxjax.solvers import base
 
 
@@ -29,7 +29,7 @@ def identity(*, scale: float = 1.0, rtol: float = 1e-3):
     Reference: Luketina, Berglund, Greff, Raiko, 2016, Scalable Gradient-Based Tuning of Continuous Regularization
     Hyperparameters, ICML (T1-T2).
     """
-    base.check_non_negative("identity", scale=scale, rtol=rtol)
+    checks.number("identity", least=0, known=True, scale=scale, rtol=rtol)
 
     def solve(matvec, b, *, init=None, key=None):
         system = base.make_system("identity", matvec, b, init, key)

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from auxjax._internal import tree_math
-from auxjax._internal.random_keys import check_key
+from auxjax._internal import checks, tree_math
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.solvers import base
 
 
@@ -66,8 +66,8 @@ def nystrom(rank: int, *, damping: float, rtol: float = 1e-3):
     Reference: Hataya, Yamada, 2023, Nystrom Method for Accurate and Scalable Implicit Differentiation, AISTATS,
     equation 6; Frangella, Tropp, Udell, 2023, Randomized Nystrom Preconditioning, algorithm 2.1 for the computation.
     """
-    base.check_count("nystrom", "rank", rank, 1)
-    base.check_non_negative("nystrom", damping=damping, rtol=rtol)
+    checks.count("nystrom", 1, rank=rank)
+    checks.number("nystrom", least=0, known=True, damping=damping, rtol=rtol)
     if damping == 0:
         raise ValueError(
             "nystrom(damping=0): expected a positive number. A low-rank matrix has no inverse without one; "
@@ -102,7 +102,7 @@ def _require_key(where: str, key) -> None:
             f"{where}(key=) is missing: its directions are random. Pass key=jax.random.key(seed); "
             "an estimator such as implicit(nystrom(...)) hands its own key= on to the solver."
         )
-    check_key(key, f"{where}(key=)")
+    checks.key(where, key)
 
 
 def sketch_matrix(matvec, like, rank: int, key) -> NystromSketch:
@@ -132,7 +132,7 @@ def sketch_matrix(matvec, like, rank: int, key) -> NystromSketch:
     products = jax.lax.stop_gradient(jax.vmap(product, in_axes=1, out_axes=1)(directions))
     products = jnp.where(tree_math.all_finite(products), products, jnp.zeros_like(products))
     norm = tree_math.norm(products)
-    unit = jnp.where(norm > 0, norm, jnp.ones_like(norm))
+    unit = positive_or_one(norm)
     products = products / unit
 
     core = _multiply(directions.T, products)

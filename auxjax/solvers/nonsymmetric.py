@@ -19,7 +19,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
 from auxjax.solvers import base, iteration
 
 
@@ -147,8 +147,8 @@ def bicgstab(*, max_steps: int = 20, rtol: float = 1e-3, damping: float = 0.0, p
 
 
 def _check(where, max_steps, rtol, damping, preconditioner) -> None:
-    base.check_count(where, "max_steps", max_steps, 1)
-    base.check_non_negative(where, rtol=rtol, damping=damping)
+    checks.count(where, 1, max_steps=max_steps)
+    checks.number(where, least=0, known=True, rtol=rtol, damping=damping)
     iteration.check_preconditioner(where, preconditioner)
 
 

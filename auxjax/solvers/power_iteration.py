@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
 from auxjax.solvers import base
 
 
@@ -44,8 +44,7 @@ def power_iteration(num_steps: int = 1, *, first_steps: int = 10):
     Raises:
       TypeError, ValueError: a number of steps that is no positive integer.
     """
-    base.check_count("power_iteration", "num_steps", num_steps, 1)
-    base.check_count("power_iteration", "first_steps", first_steps, 1)
+    checks.count("power_iteration", 1, num_steps=num_steps, first_steps=first_steps)
 
     def prepare(matvec, b, previous, key):
         system = base.make_system("power_iteration", matvec, b, None, key)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal.tracing import is_traced
+from auxjax._internal import checks
 from auxjax.formulas import soft_labels
 from auxjax.formulas.losses import masked_mean
 from auxjax.interface import TaskLosses, TaskModel, call
@@ -65,7 +65,7 @@ def check_generator(method: str, generator) -> None:
 def check_weight(method: str, **values: float) -> None:
     """Raises a ValueError unless all are finite and at least 0."""
     for name, value in values.items():
-        if not is_traced(value) and not 0 <= value < float("inf"):
+        if not checks.is_traced(value) and not 0 <= value < float("inf"):
             raise ValueError(f"{method}({name}={value}): expected a finite number of at least 0.")
 
 
