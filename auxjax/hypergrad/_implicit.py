@@ -54,7 +54,7 @@ def implicit(solver, *, curvature=None, batches: str = "same"):
       like `params`, `meta` that is not floating, an old-style `key`.
 
     Raises:
-      TypeError: `solver` or `curvature` is no function.
+      TypeError: `solver` or `curvature` is not a function.
 
     Reference: Lorraine, Vicol, Duvenaud, 2020, Optimizing Millions of Hyperparameters by Implicit Differentiation,
     AISTATS, theorem 1; Pedregosa, 2016, Hyperparameter Optimization with Approximate Gradient, ICML.

@@ -14,7 +14,7 @@ step keeps its params and optimiser state but none of its activations. Forward m
 instead: no memory in T, but a tangent for every entry of `meta`.
 
 Not for: lower levels solved to convergence, for which implicit differentiation needs no trajectory; the memory and
-the derivative of the optimiser's own hyper-parameters.
+the derivative of the optimiser's own hyperparameters.
 """
 
 import math

@@ -65,7 +65,7 @@ def warm_started(estimator) -> Amortised:
       An `Amortised` whose state is the solution, zero at first.
 
     Raises:
-      TypeError: `estimator` is no function.
+      TypeError: `estimator` is not a function.
     """
     checks.function("warm_started", "implicit(...) or the like", estimator=estimator)
 
@@ -114,7 +114,7 @@ def amortise(
       `num_matvecs` counts the products of the start and not those of `prepare`.
 
     Raises:
-      TypeError: `solver` or `prepare` is no function, or `every` or `history` no integer.
+      TypeError: `solver` or `prepare` is not a function, or `every` or `history` not an integer.
       ValueError: `every` or `history` below 1, a negative `damping`, another `warm_start`; in `update`, a state of
         another `warm_start` or `history`.
 
@@ -218,7 +218,7 @@ def single_loop(step_size: float | None = None, *, damping: float = 0.0, curvatu
 
 
 def _advance(state: AmortisedState, solution, made) -> AmortisedState:
-    """The state after one more solution; there is no change to speak of before the second."""
+    """The state after one more solution; before the second there is no change."""
     changes = state.changes
     if changes:
         known = (state.count > 0).astype(jnp.float32)

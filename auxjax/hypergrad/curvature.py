@@ -39,7 +39,7 @@ def gauss_newton(outputs: Callable, loss: Callable) -> Callable:
       linearised once, and a Hessian product of `loss` in its first two arguments.
 
     Raises:
-      TypeError: an argument is no function; outputs that are not floating (when traced).
+      TypeError: an argument is not a function; outputs that are not floating (when traced).
 
     Reference: Schraudolph, 2002, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent; Martens,
     2020, New Insights and Perspectives on the Natural Gradient Method, section 8.
@@ -84,7 +84,7 @@ def fisher(losses: Callable, loss: Callable) -> Callable:
       damping.
 
     Raises:
-      TypeError: an argument is no function; losses that are not floating (when traced).
+      TypeError: an argument is not a function; losses that are not floating (when traced).
 
     Reference: Martens, 2020, New Insights and Perspectives on the Natural Gradient Method, JMLR, section 11; Kunstner,
     Balles, Hennig, 2019, Limitations of the Empirical Fisher Approximation, NeurIPS, on where the two differ.

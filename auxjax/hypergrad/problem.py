@@ -44,7 +44,7 @@ class BilevelProblem:
         with sharded arrays, and on one device, leave it `None`: the losses are means over the global batch already.
 
     Raises:
-      TypeError: an attribute is no function.
+      TypeError: an attribute is not a function.
       ValueError: both or none of `inner` and `update_field`.
 
     Batches are any pytrees, or `None` for problems that carry their own data.

@@ -8,7 +8,7 @@ of smallest residual. The three-term recurrence of Lanczos makes A tridiagonal; 
 of A, tell of negative curvature as a by-product.
 
 Not for: matrices that are not symmetric (`gmres`). A solution on an indefinite Hessian is exact, and the hypergradient
-it gives is that of a stationary point that is no minimum: `min_curvature` says so.
+it gives is that of a stationary point that is not a minimum: `min_curvature` says so.
 """
 
 from typing import Any, NamedTuple
@@ -257,7 +257,7 @@ def _rotate(old: _Scalars, alpha, beta_next, later):
 def _smallest_eigenvalue(state: _State, damping: float):
     """Smallest eigenvalue of the tridiagonal matrix, less the damping: a Rayleigh quotient of A.
 
-    A negative number of the size of rounding error is no sign of negative curvature and becomes 0; infinite when no
+    A negative number of the size of rounding error is not a sign of negative curvature and becomes 0; infinite when no
     step was made.
     """
     steps = state.diagonal.shape[0]

@@ -60,7 +60,7 @@ def nystrom(rank: int, *, damping: float, rtol: float = 1e-3):
       Cost: rank + 1 matrix-vector products, `rank` of them at once in memory; 2 rank + 2 vectors; time n rank^2.
 
     Raises:
-      TypeError: `rank` is no integer; by `solve`: no `key`, or an old-style one.
+      TypeError: `rank` is not an integer; by `solve`: no `key`, or an old-style one.
       ValueError: an option out of range.
 
     Reference: Hataya, Yamada, 2023, Nystrom Method for Accurate and Scalable Implicit Differentiation, AISTATS,

@@ -90,7 +90,7 @@ def make_system(where: str, matvec, b, init, key) -> System:
       key: typed PRNG key, or `None`.
 
     Raises:
-      TypeError: `matvec` is no function, `key` is an old-style key, or `b` has leaves that are not real floats.
+      TypeError: `matvec` is not a function, `key` is an old-style key, or `b` has leaves that are not real floats.
       ValueError: `b` has no leaves, or `init` or `matvec(b)` has another structure or other shapes than `b`.
     """
     checks.function(f"{where} solve", "a function x -> A x", matvec=matvec)

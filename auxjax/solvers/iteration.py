@@ -9,7 +9,7 @@ walk back through the steps.
 Short iterations are written out on the CPU (`auxjax._internal.loops`). Straight-line code cannot stop early: all steps
 are computed, those after the end are thrown away, and reports count them.
 
-Not for: solvers that are no iteration.
+Not for: solvers that are not an iteration.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def framed_solve(system: base.System, damping: float, iterate: Callable, *, symm
     start = jax.tree.map(jnp.zeros_like, system.b) if system.start is None else system.start
 
     def run(operator, right):
-        # Derivatives solve systems with other right-hand sides, for which the guess is no guess.
+        # Derivatives solve systems with other right-hand sides, for which the guess is not a guess.
         guess = tree_math.scale(_equal(right, system.b).astype(system.norm.dtype), start)
         size = tree_math.norm(right)
         unit = positive_or_one(size)

@@ -62,7 +62,9 @@ def cg(
     checks.number("cg", least=0, known=True, rtol=rtol, damping=damping)
     iteration.check_preconditioner("cg", preconditioner)
     written_out = iteration.choose_unroll("cg", unroll, max_steps)
-    break_fusion = iteration.computed_once if written_out else lambda *scalars: scalars  # a loop's state is no formula
+    break_fusion = (
+        iteration.computed_once if written_out else lambda *scalars: scalars
+    )  # a loop's state is not a formula
 
     def solve(matvec, b, *, init=None, key=None):
         system = base.make_system("cg", matvec, b, init, key)

@@ -42,7 +42,7 @@ def power_iteration(num_steps: int = 1, *, first_steps: int = 10):
       derivatives. Where a product is not finite, or the vector is zero, it starts again from b.
 
     Raises:
-      TypeError, ValueError: a number of steps that is no positive integer.
+      TypeError, ValueError: a number of steps that is not a positive integer.
     """
     checks.count("power_iteration", 1, num_steps=num_steps, first_steps=first_steps)
 

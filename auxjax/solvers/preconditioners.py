@@ -129,7 +129,7 @@ def nystrom_preconditioner(matvec, like, rank: int, *, damping: float, key):
       per application. Held fixed under differentiation.
 
     Raises:
-      TypeError: `matvec` is no function, `like` has leaves that are not real floating, `key` is an old-style key.
+      TypeError: `matvec` is not a function, `like` has leaves that are not real floating, `key` is an old-style key.
       ValueError: an option out of range; `matvec(like)` is not like `like`.
 
     Reference: Frangella, Tropp, Udell, 2023, Randomized Nystrom Preconditioning, equation 5.3.

@@ -168,7 +168,7 @@ def remat(model: TaskModel, policy: Callable | None = None) -> TaskModel:
       A `TaskModel`. Cost: up to one more forward pass per derivative; values are the same.
 
     Raises:
-      TypeError: a policy that is no function.
+      TypeError: a policy that is not a function.
     """
     if policy is not None and not callable(policy):
         raise TypeError(
