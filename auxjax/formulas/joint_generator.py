@@ -71,7 +71,7 @@ def joint_generator(
       4 d h (N), `(2 d + label_width + k) h` (M).
 
     Raises:
-      ValueError: an impossible option.
+      TypeError, ValueError: an impossible option.
     """
     check_options("joint_generator", num_generated, task, hidden)
     checks.one_of("joint_generator", FORMS, features=features)

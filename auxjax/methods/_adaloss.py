@@ -52,7 +52,7 @@ def adaloss(
       batch keeps its mean; before the first one its mean counts as 1.
 
     Raises:
-      ValueError: an impossible option; a name in `shift` that is not a task (when the state is made).
+      TypeError, ValueError: an impossible option; a name in `shift` that is not a task (when the state is made).
     """
     checks.one_of("adaloss", ("normalised", "log_auxiliary"), form=form)
     checks.number("adaloss", least=0, below=1, decay=decay)

@@ -95,7 +95,7 @@ def arml(
       compared on `TaskModel.trunk` only. It uses the inner batch and ignores the outer one.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
     checks.one_of("arml", ("merged", "two_stage"), form=form)
     checks.one_of("arml", ("simplex", "shift_and_clamp"), projection=projection)

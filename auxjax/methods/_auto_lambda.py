@@ -43,8 +43,8 @@ def auto_lambda(
       not held-out data; pass it as `outer_batch`.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made); params in half precision with
-        finite differences (from the outer update).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made); params in half precision
+        with finite differences (from the outer update).
     """
     checks.one_of("auto_lambda", ("finite_difference", "exact"), form=form)
     checks.number("auto_lambda", above=0, epsilon=epsilon)

@@ -64,7 +64,7 @@ def auxilearn(
       i and task k is `n_k d g / d l_ik`.
 
     Raises:
-      ValueError: an impossible option; losses that do not fit the form (when the state is made).
+      TypeError, ValueError: an impossible option; losses that do not fit the form (when the state is made).
     """
     checks.one_of("auxilearn", ("linear", "monotone", "deep_linear", "convolutional"), form=form)
     checks.one_of("auxilearn", CONSTRAINTS, constraint=constraint)

@@ -69,7 +69,7 @@ def auxinash(
       batch of an outer update keeps its weight.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
     checks.one_of("auxinash", ("inner", "outer"), refresh=refresh)
     checks.number("auxinash", above=0, below=1, smallest=smallest)

@@ -50,7 +50,7 @@ def cosine_similarity(
       and M reverse passes. The trunk is `TaskModel.trunk`.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
     checks.one_of("cosine_similarity", ("gate", "weighted"), form=form)
     checks.number("cosine_similarity", least=0, auxiliary_weight=auxiliary_weight)

@@ -51,7 +51,7 @@ def dwa(*, window: int = 100, temperature: float = 2.0) -> Method:
       has the ratio 1. A window without a label of a task leaves its ratio as it is.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
     checks.count("dwa", 1, window=window)
     checks.number("dwa", above=0, temperature=temperature)

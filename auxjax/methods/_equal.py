@@ -25,7 +25,7 @@ def equal(*, auxiliary_weight: float = 1.0, reduction: str = "sum") -> Method:
       A `Method` without an outer level. Cost: one gradient of the joint loss.
 
     Raises:
-      ValueError: a negative weight or another reduction.
+      TypeError, ValueError: not a finite weight of at least 0, or another reduction.
     """
     checks.number("equal", least=0, auxiliary_weight=auxiliary_weight)
     checks.one_of("equal", ("sum", "mean"), reduction=reduction)

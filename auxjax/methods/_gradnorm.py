@@ -72,7 +72,7 @@ def gradnorm(
       the batch keeps its weight, and the others are balanced among themselves.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
     checks.number("gradnorm", least=0, asymmetry=asymmetry)
     checks.number("gradnorm", least=0, below=1, smallest=smallest)

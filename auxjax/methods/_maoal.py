@@ -60,7 +60,7 @@ def maoal(
       modules; `importance/<module>/<task>` is v(Lambda), `dead` the share of entries that the relu has stopped.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
     checks.one_of("maoal", ("relu", "softplus", "projection"), constraint=constraint)
     checks.one_of("maoal", ("mean", "sum"), reduction=reduction)

@@ -65,7 +65,7 @@ def ol_aux(
       `TaskModel.trunk`. It uses inner batches and ignores the outer one.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
     checks.one_of("ol_aux", ("n_step", "one_step"), form=form)
     checks.number("ol_aux", initial=initial)

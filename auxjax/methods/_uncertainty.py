@@ -64,7 +64,7 @@ def uncertainty(
       batch leaves its variance as it is.
 
     Raises:
-      ValueError: an impossible option; a name in `regression` that is not a task (when the state is made).
+      TypeError, ValueError: an impossible option; a name in `regression` that is not a task (when the state is made).
     """
     checks.one_of("uncertainty", ("paper", "public_code"), form=form)
     if isinstance(regression, str):

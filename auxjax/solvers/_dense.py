@@ -32,7 +32,7 @@ def dense(*, damping: float = 0.0, rtol: float = 1e-3):
       Cost: n matrix-vector products, n^2 memory, n^3 operations.
 
     Raises:
-      ValueError: an option is negative or not finite.
+      TypeError, ValueError: an option is not a finite number, or negative.
     """
     checks.number("dense", least=0, known=True, damping=damping, rtol=rtol)
 

@@ -24,7 +24,7 @@ def identity(*, scale: float = 1.0, rtol: float = 1e-3):
       Cost: one matrix-vector product, for the residual only.
 
     Raises:
-      ValueError: an option is negative or not finite.
+      TypeError, ValueError: an option is not a finite number, or negative.
 
     Reference: Luketina, Berglund, Greff, Raiko, 2016, Scalable Gradient-Based Tuning of Continuous Regularization
     Hyperparameters, ICML (T1-T2).

@@ -86,7 +86,7 @@ def make_step(
 
     Raises:
       ValueError: an impossible option, or (from `init`, before any training) losses that do not fit the interface.
-      TypeError: an old-style key.
+      TypeError: an old-style key, or an option of the wrong type.
     """
     if mesh is not None and axis_name is not None:
         raise ValueError("make_step: mesh= splits batches under jit, axis_name= is for replicas under pmap. Give one.")
