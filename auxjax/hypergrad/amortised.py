@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import checks, tree_math
+from auxjax._internal.safe_math import inverse_or_zero
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad._implicit import implicit, linearise
 from auxjax.solvers._neumann import neumann
@@ -210,9 +211,7 @@ def single_loop(step_size: float | None = None, *, damping: float = 0.0, curvatu
 
     def solver(estimate):
         bound = estimate.bound + jnp.asarray(damping, estimate.bound.dtype)
-        usable = bound > 0
-        step = jnp.where(usable, 1.0 / jnp.where(usable, bound, jnp.ones_like(bound)), jnp.zeros_like(bound))
-        return neumann(0, step, damping=damping)
+        return neumann(0, inverse_or_zero(bound), damping=damping)
 
     return amortise(solver, prepare=power_iteration(), curvature=curvature, warm_start=True)
 

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import checks, loops, tree_math
-from auxjax._internal.safe_math import positive_or_one
+from auxjax._internal.safe_math import inverse_or_zero, positive_or_one
 from auxjax.solvers import base
 from auxjax.solvers.fresh_batches import POWER_STEPS, fresh_series
 
@@ -214,7 +214,7 @@ def _power_terms(system, first: _Iterate, steps: int, damping, with_init) -> _It
     The binomials of so few terms cost a digit and a half of the products' precision at the worst: nothing in float32,
     most of what there is in bfloat16. The next term, if there is one, measures its residual anew.
     """
-    one, start_size = jnp.ones_like(first.size), tree_math.norm(first.residual)
+    start_size = tree_math.norm(first.residual)
     vectors = [tree_math.scale(1.0 / positive_or_one(start_size), first.residual)]
     growth, quotients = [], []
     for _ in range(steps):
@@ -222,11 +222,10 @@ def _power_terms(system, first: _Iterate, steps: int, damping, with_init) -> _It
         product = tree_math.add_scaled(product, damping, vectors[-1]) if damping else product
         quotients.append(jax.lax.stop_gradient(tree_math.vdot(vectors[-1], product)))
         growth.append(tree_math.norm(product))
-        vectors.append(tree_math.scale(1.0 / jnp.where(growth[-1] > 0, growth[-1], one), product))
+        vectors.append(tree_math.scale(1.0 / positive_or_one(growth[-1]), product))
 
     bound = jax.lax.stop_gradient(jnp.max(jnp.stack(growth)))
-    usable = (bound > 0) & jnp.isfinite(bound)
-    step = jnp.where(usable, 1.0 / jnp.where(usable, bound, one), jnp.zeros_like(bound))
+    step = inverse_or_zero(bound)
     powers = [start_size]  # size of B^j r
     for factor in growth:
         powers.append(powers[-1] * (factor * step))  # in this order nothing overflows: the bracket is at most 1

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
-from auxjax._internal.safe_math import positive_or_one
+from auxjax._internal.safe_math import inverse_or_zero, positive_or_one
 from auxjax.solvers import base
 
 POWER_STEPS = 5  # p: the automatic step takes up to p products, and without fresh batches holds p + 1 vectors
@@ -69,5 +69,4 @@ def _automatic_step(system: base.System, steps: int, damping: float):
         vector = tree_math.add_scaled(product, damping, vector) if damping else product
         size = tree_math.norm(vector)
         bound = jnp.maximum(bound, jnp.where(jnp.isfinite(size), size, jnp.full_like(size, math.inf)))
-    usable = (bound > 0) & jnp.isfinite(bound)
-    return jnp.where(usable, 1.0 / jnp.where(usable, bound, jnp.ones_like(bound)), jnp.zeros_like(bound))
+    return inverse_or_zero(bound)

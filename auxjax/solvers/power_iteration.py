@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import checks, tree_math
+from auxjax._internal.safe_math import inverse_or_zero
 from auxjax.solvers import base
 
 
@@ -65,6 +66,4 @@ def power_iteration(num_steps: int = 1, *, first_steps: int = 10):
 
 
 def _unit(tree):
-    size = tree_math.norm(tree)
-    usable = (size > 0) & jnp.isfinite(size)
-    return tree_math.scale(jnp.where(usable, 1.0 / jnp.where(usable, size, jnp.ones_like(size)), 0), tree)
+    return tree_math.scale(inverse_or_zero(tree_math.norm(tree)), tree)
