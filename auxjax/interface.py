@@ -225,7 +225,7 @@ class Method(NamedTuple):
     Attributes:
       init: `(context, state, batch, key) -> method state`; `state.method` is still `()`.
       inner: `(context, state, batch, key) -> (state, metrics)`, one update of `state.params`. The step counter and
-        the PRNG key of the state are the caller's to change.
+        the PRNG key of the state are managed by the caller.
       outer: `(context, state, inner_batch, outer_batch, key) -> (state, metrics)`, one update of `state.method`, or
         `None` for methods without an outer level. It leaves `state.model_state` alone.
       weights: `(context, state, batch, key) -> {task: scalar or [n_task]}`, the weights the method gives this batch,

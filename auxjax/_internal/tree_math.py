@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal.precision import accumulation_dtype
+from auxjax._internal.safe_math import positive_or_one
 
 
 def upcast(tree):
@@ -41,7 +42,7 @@ def norm(x) -> jax.Array:
     dtype = accumulation_dtype(x)
     peaks = [jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in jax.tree.leaves(x)]
     peak = jax.lax.stop_gradient(jnp.max(jnp.stack(peaks)) if peaks else jnp.zeros((), dtype))
-    unit = jnp.where(peak > 0, peak, jnp.ones((), dtype))
+    unit = positive_or_one(peak)
     scaled = jax.tree.map(lambda leaf: leaf.astype(dtype) / unit, x)
     square = vdot(scaled, scaled)
     # Two selections, so that the derivative of the root is never taken at 0.

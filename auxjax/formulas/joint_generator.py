@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.formulas import soft_labels
 from auxjax.formulas.losses import masked_mean
 
@@ -69,11 +71,10 @@ def joint_generator(
       4 d h (N), `(2 d + label_width + k) h` (M).
 
     Raises:
-      ValueError: an impossible option.
+      TypeError, ValueError: an impossible option.
     """
     check_options("joint_generator", num_generated, task, hidden)
-    if features not in FORMS:
-        raise ValueError(f"joint_generator(features={features!r}): expected one of {', '.join(FORMS)}.")
+    checks.one_of("joint_generator", FORMS, features=features)
 
     def init(key, width, label_width, dtype):
         key_features, key_targets = jax.random.split(key)
@@ -149,7 +150,7 @@ def instance_collapse(
     generated, primary, partner = (_centred(rows, mask) for rows in (generated, primary, partner))
     # To a size of 1, held fixed: it cancels, except for the 1e-12 below, which then mean the same at every scale.
     size = jax.lax.stop_gradient(jnp.sum(_variances(primary, mask)))
-    scale = jax.lax.rsqrt(jnp.where(size > 0, size, jnp.ones_like(size)))
+    scale = jax.lax.rsqrt(positive_or_one(size))
     generated, primary, partner = (scale * rows for rows in (generated, primary, partner))
 
     def cosine(rows):
@@ -167,16 +168,10 @@ def instance_collapse(
 
 
 def check_options(where: str, num_generated, task: str, hidden) -> None:
-    """Raises a ValueError unless these make a generator."""
-    if task not in TASKS:
-        raise ValueError(f"{where}(task={task!r}): expected one of {', '.join(TASKS)}.")
-    least = 2 if task == "classification" else 1
-    if not isinstance(num_generated, int) or num_generated < least:
-        raise ValueError(
-            f"{where}(num_generated={num_generated!r}, task={task!r}): expected a whole number of at least {least}."
-        )
-    if not all(isinstance(size, int) and size >= 1 for size in hidden):
-        raise ValueError(f"{where}(hidden={hidden}): expected whole numbers of at least 1.")
+    """Raises a TypeError or ValueError unless these make a generator."""
+    checks.one_of(where, TASKS, task=task)
+    checks.count(where, 2 if task == "classification" else 1, num_generated=num_generated)
+    checks.sizes(where, hidden=hidden)
 
 
 def _target_collapse(targets, mask, task):
@@ -189,13 +184,18 @@ def _target_collapse(targets, mask, task):
 
 def _centred(rows, mask):
     """Rows less their mean over those that count; 0 for the others."""
-    centred = rows - soft_labels.mean_label(rows, mask)[None, :]
+    centred = rows - _mean_row(rows, mask)[None, :]
     return centred if mask is None else jnp.where(mask[:, None], centred, jnp.zeros_like(centred))
+
+
+def _mean_row(rows, mask):
+    """`[n, d]` to `[d]`: the mean of the rows that count, zeros where there are none."""
+    return soft_labels.mean_label(rows, mask)
 
 
 def _variances(centred, mask):
     """`[d]`, means of the squares over the rows that count."""
-    return soft_labels.mean_label(centred**2, mask)
+    return _mean_row(centred**2, mask)
 
 
 def _init_layers(key, sizes, dtype) -> list[dict]:

@@ -19,14 +19,14 @@ Both draw in at least float32. Integer and boolean leaves have no gradient and p
 """
 
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.random_keys import check_key
 
 
 class LangevinState(NamedTuple):
@@ -66,9 +66,8 @@ def langevin_step(params, grads, *, key, step_size, temperature=1.0):
     Reference: Roberts and Tweedie (1996), section 1.4.1; as used in Shi et al., ARML (NeurIPS 2020), section 3.2.
     """
     where = "langevin_step"
-    check_key(key, f"{where}(key=)")
-    _check_not_negative(where, "step_size", step_size)
-    _check_not_negative(where, "temperature", temperature)
+    checks.key(where, key)
+    _check_options(where, step_size=step_size, temperature=temperature)
     if jax.tree.structure(params) != jax.tree.structure(grads):
         raise ValueError(
             f"{where}(grads) has another structure than params: {jax.tree.structure(grads)} against "
@@ -116,9 +115,8 @@ def add_langevin_noise(step_size, temperature, key) -> optax.GradientTransformat
     Reference: as `langevin_step`.
     """
     where = "add_langevin_noise"
-    check_key(key, f"{where}(key)")
-    _check_not_negative(where, "step_size", step_size)
-    _check_not_negative(where, "temperature", temperature)
+    checks.key(where, key)
+    _check_options(where, step_size=step_size, temperature=temperature)
 
     def init(params) -> LangevinState:
         del params
@@ -163,6 +161,7 @@ def _is_floating(where: str, leaf) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
-def _check_not_negative(where: str, name: str, value) -> None:
-    if isinstance(value, numbers.Real) and not float(value) >= 0:
-        raise ValueError(f"{where}({name}) is {value}; expected a number >= 0.")
+def _check_options(where: str, **options) -> None:
+    # Not schedules, nor arrays.
+    known: dict[str, Any] = {name: value for name, value in options.items() if isinstance(value, numbers.Real)}
+    checks.number(where, least=0, **known)

@@ -46,7 +46,7 @@ def weighted_loss(
       A scalar, in float64 if a used loss or weight is, and in float32 otherwise.
 
     Raises:
-      TypeError: an argument is no mapping, a loss is not floating point, or a mask is not boolean.
+      TypeError: an argument is not a mapping, a loss is not floating point, or a mask is not boolean.
       ValueError: `weights` or `masks` names a task that `losses` lacks, `weights` is empty, or a shape does not fit.
 
     Cost: one pass over the losses. Nothing is stop-gradiented: it is differentiable in losses and weights.
@@ -162,7 +162,7 @@ def _stacked(group: list[_Task], part: str, dtype) -> Any:
 
 
 def _check_tasks(where: str, losses, weights, masks) -> None:
-    """Raises on arguments that are no mappings and on tasks that do not exist."""
+    """Raises on arguments that are not mappings and on tasks that do not exist."""
     for name, value in (("losses", losses), ("weights", weights), ("masks", masks)):
         if not isinstance(value, Mapping) and not (name == "masks" and value is None):
             raise TypeError(

@@ -34,7 +34,7 @@ def partition(params, mask) -> tuple[list, Callable[[Sequence], Any]]:
 
     Raises:
       TypeError: a leaf of `mask` is not a bool, or is traced.
-      ValueError: `mask` is no prefix of `params`, or chooses nothing.
+      ValueError: `mask` is not a prefix of `params`, or chooses nothing.
     """
     where = "partition(mask)"
     leaves, structure = jax.tree.flatten(params)

@@ -1,16 +1,16 @@
 """Policy gradients for a policy that chooses one of a few actions for every example of a batch, independently.
 
     log pi(a_i)        = z_i,a - log sum_{c in block(y_i)} exp z_ic             the other classes have no probability
-    leave-one-out      A_r = R_r - 1/(m - 1) sum_{s != r} R_s                   m roll-outs of the same state
+    leave-one-out      A_r = R_r - 1/(m - 1) sum_{s != r} R_s                   m rollouts of the same state
     clipped surrogate  min(rho A, clip(rho, 1 - e, 1 + e) A),                   rho = exp(log pi_new(a) - log pi_old(a))
 
-At rho = 1 the surrogate's gradient is A grad log pi(a), whose mean over roll-outs is an unbiased estimate of the
-gradient of the expected reward, whatever a baseline subtracts that does not depend on the roll-out's own actions.
+At rho = 1 the surrogate's gradient is A grad log pi(a), whose mean over rollouts is an unbiased estimate of the
+gradient of the expected reward, whatever a baseline subtracts that does not depend on the rollout's own actions.
 
 These few formulas are our own although rlax has such: rlax depends on distrax, and distrax on tfp-nightly, a nightly
 build that a library should not ask its users to install (rlax 0.1.9, distrax 0.1.9).
 
-Not for: episodes, discounting, and actions whose effects come later: here a roll-out is one decision and one reward.
+Not for: episodes, discounting, and actions whose effects come later: here a rollout is one decision and one reward.
 
 Reference: Williams, 1992, Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning,
 Machine Learning 8; Schulman, Wolski, Dhariwal, Radford, Klimov, 2017, Proximal Policy Optimization Algorithms, equation
@@ -47,7 +47,7 @@ def block_log_probabilities(logits: jax.Array, labels: jax.Array, sub_classes: i
 
 
 def sample(key: jax.Array, log_probabilities: jax.Array, num_rollouts: int) -> jax.Array:
-    """Independent actions of every example in every roll-out.
+    """Independent actions of every example in every rollout.
 
     Args:
       key: typed PRNG key.
@@ -74,24 +74,24 @@ def entropy(log_probabilities: jax.Array) -> jax.Array:
 
 
 def leave_one_out(rewards: jax.Array) -> jax.Array:
-    """The mean reward of the other roll-outs, a baseline that costs nothing: `[m, ...]` to `[m, ...]`.
+    """The mean reward of the other rollouts, a baseline that costs nothing: `[m, ...]` to `[m, ...]`.
 
     Raises:
-      ValueError: fewer than two roll-outs.
+      ValueError: fewer than two rollouts.
     """
     count = rewards.shape[0]
     if count < 2:
         raise ValueError(
-            f"leave_one_out: {count} roll-out; expected at least 2, so that each has others to compare with."
+            f"leave_one_out: {count} rollout; expected at least 2, so that each has others to compare with."
         )
     return (jnp.sum(rewards, axis=0, keepdims=True) - rewards) / (count - 1)
 
 
 def standardised(advantages: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """`(A - mean A) / (std A + 1e-8)`, mean and standard deviation over roll-outs and labelled examples.
+    """`(A - mean A) / (std A + 1e-8)`, mean and standard deviation over rollouts and labelled examples.
 
     It makes the size of a step independent of the reward's unit, at the price of an exact expectation: the estimate
-    keeps its direction only on average over many roll-outs.
+    keeps its direction only on average over many rollouts.
 
     Args:
       advantages: `[m, n]`.
@@ -110,7 +110,7 @@ def clipped_surrogate(log_ratio: jax.Array, advantages: jax.Array, clip: float) 
     Args:
       log_ratio: `[...]`, `log rho`, new minus old log-probability of an action.
       advantages: `[...]`, held fixed.
-      clip: how far rho may go from 1 before an action that did well (or badly) is no reason to go further.
+      clip: how far rho may go from 1 before an action that did well (or badly) is not a reason to go further.
 
     Returns:
       `[...]`, in the dtype of `log_ratio`.
@@ -123,7 +123,7 @@ def clipped_surrogate(log_ratio: jax.Array, advantages: jax.Array, clip: float) 
 def finite_or_worst(rewards: jax.Array) -> jax.Array:
     """The rewards, with the smallest finite one in the place of those that are not finite; 0 where none is finite.
 
-    A look-ahead that diverges has a reward of minus infinity or NaN. It was a bad one, but one such roll-out must not
+    A look-ahead that diverges has a reward of minus infinity or NaN. It was a bad one, but one such rollout must not
     turn the advantages of all the others into NaN.
     """
     finite = jnp.isfinite(rewards)
@@ -132,5 +132,5 @@ def finite_or_worst(rewards: jax.Array) -> jax.Array:
 
 
 def rollout_mean(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """The mean over roll-outs and labelled examples of `[m, n]`; 0 where no example is labelled."""
+    """The mean over rollouts and labelled examples of `[m, n]`; 0 where no example is labelled."""
     return masked_mean(jnp.mean(values, axis=0), mask)

@@ -15,6 +15,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
 
 
@@ -110,8 +111,7 @@ def simplex_quadratic_program(gram: jax.Array, linear: jax.Array, total, *, max_
         raise TypeError(
             f"{where} got gram of dtype {gram.dtype} and linear of dtype {linear.dtype}; expected floating point."
         )
-    if max_steps < 1:
-        raise ValueError(f"{where}(max_steps) is {max_steps}; expected at least 1.")
+    checks.count(where, 1, max_steps=max_steps)
     dtype = accumulation_dtype(gram, linear)
     total = jnp.asarray(total).astype(dtype)
     weights = _minimise(gram.astype(dtype), linear.astype(dtype), total, max_steps)
@@ -267,6 +267,6 @@ def _ravel(where: str, tree):
 
 def _check_total(where: str, total) -> None:
     if jnp.ndim(total) != 0:
-        raise ValueError(f"{where}(total) has shape {jnp.shape(total)}; expected one number > 0.")
-    if isinstance(total, numbers.Real) and not float(total) > 0:
-        raise ValueError(f"{where}(total) is {total}; expected a number > 0. The weights of K tasks usually sum to K.")
+        raise ValueError(f"{where}(total=): expected one number > 0, got an array of shape {jnp.shape(total)}.")
+    if isinstance(total, numbers.Real):
+        checks.number(where, above=0, total=total)

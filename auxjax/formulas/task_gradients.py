@@ -195,9 +195,9 @@ def on_trunk(where: str, losses_fn: Callable, params, trunk):
         losses = losses_fn(merge(leaves))
         shape = getattr(losses, "shape", None)
         if shape is None or len(shape) != 1:
-            came = f"shape {shape}" if shape is not None else f"a {type(losses).__name__}"
+            got = f"shape {shape}" if shape is not None else f"a {type(losses).__name__}"
             raise ValueError(
-                f"{where}(losses_fn) returns {came}; expected a vector of scalar losses, the primary one first. "
+                f"{where}(losses_fn) returns {got}; expected a vector of scalar losses, the primary one first. "
                 "Use jnp.stack([primary, first_auxiliary, ...])."
             )
         if not jnp.issubdtype(losses.dtype, jnp.floating):

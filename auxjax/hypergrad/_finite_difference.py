@@ -13,11 +13,10 @@ Not for: update fields, which have no loss to difference; params in half precisi
 """
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from auxjax._internal import tree_math
-from auxjax._internal.tracing import is_traced
+from auxjax._internal import checks, tree_math
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad.problem import BilevelProblem, Estimator
@@ -57,9 +56,8 @@ def finite_difference(
     Reference: Liu, Simonyan, Yang, 2019, DARTS: Differentiable Architecture Search, ICLR, equation 8.
     """
     optimizer = inner_step.as_optimizer("finite_difference", optimizer)
-    base.check_non_negative("finite_difference", rtol=rtol, **({} if is_traced(epsilon) else {"epsilon": epsilon}))
-    if not is_traced(epsilon) and epsilon == 0:
-        raise ValueError("finite_difference(epsilon=0): expected a positive length.")
+    checks.number("finite_difference", least=0, known=True, rtol=rtol)
+    checks.number("finite_difference", above=0, epsilon=epsilon)
 
     def estimator(
         problem: BilevelProblem,
@@ -94,8 +92,8 @@ def _check_precision(theta, epsilon) -> None:
     half = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(theta) if leaf.dtype.itemsize < 4})
     if half:
         raise ValueError(
-            f"finite_difference moves the params by {epsilon} in all, which {half[0]} rounds away. Use one_step (in "
-            "auto_lambda form='exact'), or params in float32 that the model casts itself."
+            f"finite_difference moves the params by {epsilon} in all, which {half[0]} rounds away. Use one_step, which "
+            "differentiates exactly, or params in float32 that the model casts itself."
         )
 
 
@@ -103,7 +101,7 @@ def _difference(problem, level, batch, u, epsilon):
     """`(J u, u^T d_meta grad inner)` by a central difference along u; zeros when u = 0."""
     gradients = jax.grad(problems.inner_loss(problem, level, batch), argnums=(0, 1))
     size = tree_math.norm(u)
-    unit = tree_math.scale(1.0 / jnp.where(size > 0, size, jnp.ones_like(size)), u)
+    unit = tree_math.scale(1.0 / positive_or_one(size), u)
     after = gradients(tree_math.add_scaled(level.theta, epsilon, unit), level.meta)
     before = gradients(tree_math.add_scaled(level.theta, -epsilon, unit), level.meta)
     return level.reduce(tree_math.scale(size / (2 * epsilon), tree_math.add_scaled(after, -1.0, before)))

@@ -19,13 +19,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
-from auxjax._internal.random_keys import check_key
+from auxjax._internal import checks, tree_math
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad import stacked
 from auxjax.hypergrad.problem import BilevelProblem, Curvature, Estimator
 from auxjax.interface import Key, PyTree
-from auxjax.solvers.base import Operator, SolveInfo, Solver, check_like, make_system, report
+from auxjax.solvers.base import Operator, SolveInfo, Solver, make_system, report
 
 
 def implicit(solver: Solver, *, curvature: Curvature | None = None, batches: str = "same") -> Estimator:
@@ -60,24 +59,16 @@ def implicit(solver: Solver, *, curvature: Curvature | None = None, batches: str
       like `params`, `meta` that is not floating, an old-style `key`.
 
     Raises:
-      TypeError: `solver` or `curvature` is no function.
+      TypeError: `solver` or `curvature` is not a function.
 
     Reference: Lorraine, Vicol, Duvenaud, 2020, Optimizing Millions of Hyperparameters by Implicit Differentiation,
     AISTATS, theorem 1; Pedregosa, 2016, Hyperparameter Optimization with Approximate Gradient, ICML.
     """
-    if not callable(solver):
-        raise TypeError(
-            f"implicit(solver=): expected a solver such as neumann(20) or dense(), got {type(solver).__name__}."
-        )
-
-    if curvature is not None and not callable(curvature):
-        raise TypeError(
-            "implicit(curvature=): expected gauss_newton(...), fisher(...) or None for the Hessian, got "
-            f"{type(curvature).__name__}."
-        )
-
-    if batches not in ("same", "stacked"):
-        raise ValueError(f"implicit(batches={batches!r}): expected 'same' or 'stacked'.")
+    checks.function("implicit", "a solver such as neumann(20) or dense()", solver=solver)
+    if curvature is not None:
+        expected = "gauss_newton(...), fisher(...) or None for the Hessian"
+        checks.function("implicit", expected, curvature=curvature)
+    checks.one_of("implicit", ("same", "stacked"), batches=batches)
     if batches == "stacked" and curvature is not None:
         raise ValueError(
             "implicit(curvature=, batches='stacked'): a curvature takes one batch. Join the mini-batches into one, or "
@@ -95,12 +86,12 @@ def implicit(solver: Solver, *, curvature: Curvature | None = None, batches: str
         init: PyTree = None,
     ):
         if key is not None:
-            check_key(key, "implicit estimator(key=)")
+            checks.key("implicit estimator", key)
         level = problems.make_level("implicit estimator", problem, params, meta)
         guess = None
         if init is not None:
             guess = problems.floating_part("implicit estimator(init=)", init, level)
-            check_like("implicit estimator(init=)", guess, level.theta, "params")
+            checks.like("implicit estimator(init=)", guess, level.theta, "params")
         outer = problems.outer_gradients(problem, level, outer_batch)
         if batches == "stacked":
             count = stacked.count_batches("implicit", inner_batch)

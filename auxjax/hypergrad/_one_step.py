@@ -12,7 +12,7 @@ Not for: knowing the curvature. The residual in `HypergradInfo` says how far the
 
 import optax
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad._implicit import linearise
@@ -58,7 +58,7 @@ def one_step(
     Self-Supervised Generalisation with Meta Auxiliary Learning, NeurIPS.
     """
     optimizer = inner_step.as_optimizer("one_step", optimizer)
-    base.check_non_negative("one_step", rtol=rtol)
+    checks.number("one_step", least=0, known=True, rtol=rtol)
 
     def estimator(
         problem: BilevelProblem,

@@ -14,7 +14,7 @@ step keeps its params and optimiser state but none of its activations. Forward m
 instead: no memory in T, but a tangent for every entry of `meta`.
 
 Not for: lower levels solved to convergence, for which implicit differentiation needs no trajectory; the memory and
-the derivative of the optimiser's own hyper-parameters.
+the derivative of the optimiser's own hyperparameters.
 """
 
 import math
@@ -24,7 +24,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, loops, tree_math
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
@@ -32,8 +32,6 @@ from auxjax.hypergrad._implicit import linearise
 from auxjax.hypergrad.problem import BilevelProblem, Estimator
 from auxjax.interface import Key, PyTree, Scalar
 from auxjax.solvers import base
-
-UNROLLED_STEPS = 16  # up to so many steps a CPU gets straight-line code
 
 
 def unrolled(
@@ -94,7 +92,7 @@ def unrolled(
     """
     optimizer = inner_step.as_optimizer("unrolled", optimizer)
     _check_options(num_steps, mode, truncate, remat, batches)
-    base.check_non_negative("unrolled", rtol=rtol)
+    checks.number("unrolled", least=0, known=True, rtol=rtol)
     kept = num_steps if truncate is None else truncate
 
     def estimator(
@@ -263,7 +261,8 @@ def _hoist(function, *arguments):
 
 def _repeat(body, carry, xs, times: int, remat, unroll):
     """`carry` after `body(carry, x)` for every x, keeping for reverse mode what `remat` says."""
-    whole = unroll is True or (unroll is None and jax.default_backend() == "cpu" and times <= UNROLLED_STEPS)
+    unroll = loops.write_out(times, loops.SHORT_OF_STEPS, unroll)
+    whole = unroll is True
 
     def checkpoint(function):
         # Inside a loop nothing can be merged with the first computation; in straight-line code it must be prevented.
@@ -294,17 +293,14 @@ def _repeat(body, carry, xs, times: int, remat, unroll):
 
 
 def _check_options(num_steps, mode, truncate, remat, batches) -> None:
-    base.check_count("unrolled", "num_steps", num_steps, 1)
+    checks.count("unrolled", 1, num_steps=num_steps)
     if truncate is not None:
-        base.check_count("unrolled", "truncate", truncate, 1)
+        checks.count("unrolled", 1, truncate=truncate)
         if truncate > num_steps:
             raise ValueError(f"unrolled(truncate={truncate}): expected at most num_steps = {num_steps}.")
-    choices = {"mode": (mode, ("reverse", "forward")), "batches": (batches, ("same", "stacked"))}
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"unrolled({name}={value!r}): expected one of {allowed}.")
-    if not (isinstance(remat, bool) or remat == "sqrt"):
-        raise ValueError(f"unrolled(remat={remat!r}): expected True, False or 'sqrt'.")
+    checks.one_of("unrolled", ("reverse", "forward"), mode=mode)
+    checks.one_of("unrolled", ("same", "stacked"), batches=batches)
+    checks.one_of("unrolled", (True, False, "sqrt"), remat=remat)
 
 
 def _check_stacked(batch, num_steps: int) -> None:

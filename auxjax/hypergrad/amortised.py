@@ -18,13 +18,12 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
-from auxjax._internal.random_keys import check_key
+from auxjax._internal import checks, tree_math
+from auxjax._internal.safe_math import inverse_or_zero
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad._implicit import curvature_operator, implicit, linearise
 from auxjax.hypergrad.problem import Curvature, Estimator
 from auxjax.interface import PyTree
-from auxjax.solvers import base
 from auxjax.solvers._neumann import neumann
 from auxjax.solvers.base import Preparation, Solver
 from auxjax.solvers.galerkin import galerkin
@@ -70,12 +69,9 @@ def warm_started(estimator: Estimator) -> Amortised:
       An `Amortised` whose state is the solution, zero at first.
 
     Raises:
-      TypeError: `estimator` is no function.
+      TypeError: `estimator` is not a function.
     """
-    if not callable(estimator):
-        raise TypeError(
-            f"warm_started(estimator=): expected implicit(...) or the like, got {type(estimator).__name__}."
-        )
+    checks.function("warm_started", "implicit(...) or the like", estimator=estimator)
 
     def init(problem, params, meta, inner_batch, outer_batch, *, key=None):
         del inner_batch, outer_batch, key
@@ -121,21 +117,19 @@ def amortise(
       `num_matvecs` counts the products of the start and not those of `prepare`.
 
     Raises:
-      TypeError: `solver` or `prepare` is no function, or `every` or `history` no integer.
+      TypeError: `solver` or `prepare` is not a function, or `every` or `history` not an integer.
       ValueError: `every` or `history` below 1, a negative `damping`, another `warm_start`; in `update`, a state of
         another `warm_start` or `history`.
 
     Reference: Arbel, Mairal, 2022, Amortized Implicit Differentiation for Stochastic Bilevel Optimization, ICLR;
     Fischer, 1998, Projection Techniques for Iterative Solution of Ax = b with Successive Right-Hand Sides.
     """
-    for name, value in (("solver", solver), ("prepare", prepare)):
-        if not (callable(value) or (name == "prepare" and value is None)):
-            raise TypeError(f"amortise({name}=): expected a function, got {type(value).__name__}.")
-    base.check_count("amortise", "every", every, 1)
-    base.check_count("amortise", "history", history, 1)
-    base.check_non_negative("amortise", damping=damping)
-    if warm_start not in (True, False, "extrapolate", "project"):
-        raise ValueError(f"amortise(warm_start={warm_start!r}): expected True, False, 'extrapolate' or 'project'.")
+    checks.function("amortise", solver=solver)
+    if prepare is not None:
+        checks.function("amortise", prepare=prepare)
+    checks.count("amortise", 1, every=every, history=history)
+    checks.number("amortise", least=0, known=True, damping=damping)
+    checks.one_of("amortise", (True, False, "extrapolate", "project"), warm_start=warm_start)
     num_changes = 1 if warm_start == "extrapolate" else history - 1 if warm_start == "project" else 0
     # Without `prepare` the solver is one; with it, what makes one.
     solver_of = (lambda _: cast(Solver, solver)) if prepare is None else cast(Callable[[Any], Solver], solver)
@@ -221,21 +215,19 @@ def single_loop(
     Reference: Dagreou, Ablin, Vaiter, Moreau, 2022, A Framework for Bilevel Optimization that Enables Stochastic and
     Global Variance Reduction Algorithms, NeurIPS, algorithm 1 (SOBA).
     """
-    base.check_non_negative("single_loop", damping=damping)
+    checks.number("single_loop", least=0, known=True, damping=damping)
     if step_size is not None:
         return amortise(neumann(0, step_size, damping=damping), curvature=curvature, warm_start=True)
 
     def solver(estimate):
         bound = estimate.bound + jnp.asarray(damping, estimate.bound.dtype)
-        usable = bound > 0
-        step = jnp.where(usable, 1.0 / jnp.where(usable, bound, jnp.ones_like(bound)), jnp.zeros_like(bound))
-        return neumann(0, step, damping=damping)
+        return neumann(0, inverse_or_zero(bound), damping=damping)
 
     return amortise(solver, prepare=power_iteration(), curvature=curvature, warm_start=True)
 
 
 def _advance(state: AmortisedState, solution, made) -> AmortisedState:
-    """The state after one more solution; there is no change to speak of before the second."""
+    """The state after one more solution; before the second there is no change."""
     changes = state.changes
     if changes:
         known = (state.count > 0).astype(jnp.float32)
@@ -253,4 +245,4 @@ def _zero_solution(where: str, problem, params, meta):
 
 def _check_key(key) -> None:
     if key is not None:
-        check_key(key, "amortised estimator(key=)")
+        checks.key("amortised estimator", key)

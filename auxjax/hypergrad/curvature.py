@@ -20,9 +20,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax.hypergrad.problem import Curvature, Level, check_scalar
 from auxjax.interface import PyTree
-from auxjax.solvers.base import Operator, check_floating
+from auxjax.solvers.base import Operator
 
 
 def gauss_newton(
@@ -43,16 +44,16 @@ def gauss_newton(
       arguments.
 
     Raises:
-      TypeError: an argument is no function; outputs that are not floating (when traced).
+      TypeError: an argument is not a function; outputs that are not floating (when traced).
 
     Reference: Schraudolph, 2002, Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent; Martens,
     2020, New Insights and Perspectives on the Natural Gradient Method, section 8.
     """
-    _check_functions("gauss_newton", outputs=outputs, loss=loss)
+    checks.function("gauss_newton", outputs=outputs, loss=loss)
 
     def curvature(level: Level, batch: PyTree):
         def network(theta):
-            return check_floating(
+            return checks.floating(
                 "gauss_newton(outputs=): what it returns", outputs(level.merge(theta), level.meta, batch)
             )
 
@@ -90,16 +91,16 @@ def fisher(
       explicit terms in the params it needs damping.
 
     Raises:
-      TypeError: an argument is no function; losses that are not floating (when traced).
+      TypeError: an argument is not a function; losses that are not floating (when traced).
 
     Reference: Martens, 2020, New Insights and Perspectives on the Natural Gradient Method, JMLR, section 11; Kunstner,
     Balles, Hennig, 2019, Limitations of the Empirical Fisher Approximation, NeurIPS, on where the two differ.
     """
-    _check_functions("fisher", losses=losses, loss=loss)
+    checks.function("fisher", losses=losses, loss=loss)
 
     def curvature(level: Level, batch: PyTree):
         def each(theta):
-            return check_floating("fisher(losses=): what it returns", losses(level.merge(theta), level.meta, batch))
+            return checks.floating("fisher(losses=): what it returns", losses(level.merge(theta), level.meta, batch))
 
         def value(values, theta):
             return check_scalar("fisher(loss=)", loss(values, level.merge(theta), level.meta, batch))
@@ -116,9 +117,3 @@ def fisher(
         return Operator(matvec, symmetric=True)
 
     return curvature
-
-
-def _check_functions(where: str, **functions) -> None:
-    for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(f"{where}({name}=): expected a function, got {type(function).__name__}.")

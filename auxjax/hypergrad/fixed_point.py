@@ -94,7 +94,7 @@ def optimizer_fixed_point(problem: BilevelProblem, optimizer: optax.GradientTran
       in the state as floats (`optax.inject_hyperparams`) make it singular: use the optimiser without them.
 
     Raises:
-      TypeError: not a problem; an optimiser that is none; params that are no `OptimizerPoint` (when it runs).
+      TypeError: not a problem; an optimiser that is none; params that are not an `OptimizerPoint` (when it runs).
     """
     _check_problem("optimizer_fixed_point", problem)
     optimizer = inner_step.as_optimizer("optimizer_fixed_point", optimizer)

@@ -4,7 +4,7 @@
 
 U is a plain step, `U = -step_size g`, or any optax transformation with its real state.
 
-Not for: training. Nothing is kept; whoever wants the new params takes the step again, with the optimiser itself.
+Not for: training. Nothing is kept; callers that need the new params must recompute the step, with the optimiser itself.
 """
 
 import math
@@ -14,10 +14,8 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal import tree_math
-from auxjax._internal.random_keys import check_key
+from auxjax._internal import checks, tree_math
 from auxjax.hypergrad import problem as problems
-from auxjax.solvers.base import check_like
 
 
 def as_optimizer(where: str, optimizer) -> optax.GradientTransformation:
@@ -37,7 +35,7 @@ def as_optimizer(where: str, optimizer) -> optax.GradientTransformation:
         raise ValueError(
             f"{where}(optimizer=): expected one step size and got an array of shape {jnp.shape(optimizer)}."
         )
-    if not isinstance(optimizer, jax.core.Tracer) and not (math.isfinite(optimizer) and optimizer > 0):
+    if not checks.is_traced(optimizer) and not (math.isfinite(optimizer) and optimizer > 0):
         raise ValueError(f"{where}(optimizer={optimizer}): expected a finite step size > 0.")
 
     def update(updates, state, params=None):
@@ -57,7 +55,7 @@ def start(where: str, optimizer: optax.GradientTransformation, opt_state, theta)
     if opt_state is None:
         opt_state = optimizer.init(theta)
     else:
-        check_like(f"{where}(opt_state=)", opt_state, jax.eval_shape(optimizer.init, theta), "optimizer.init(params)")
+        checks.like(f"{where}(opt_state=)", opt_state, jax.eval_shape(optimizer.init, theta), "optimizer.init(params)")
         opt_state = jax.tree.map(jnp.asarray, opt_state)
     return theta, _typed_like(opt_state, opt_state)
 
@@ -112,9 +110,9 @@ def check_arguments(where: str, level: problems.Level, key, init) -> None:
       ValueError: an `init` that is not like `params`.
     """
     if key is not None:
-        check_key(key, f"{where}(key=)")
+        checks.key(where, key)
     if init is not None:
-        check_like(f"{where}(init=)", problems.floating_part(f"{where}(init=)", init, level), level.theta, "params")
+        checks.like(f"{where}(init=)", problems.floating_part(f"{where}(init=)", init, level), level.theta, "params")
 
 
 def _typed_like(tree, like):

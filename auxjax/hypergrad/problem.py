@@ -16,10 +16,10 @@ from typing import NamedTuple, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
 from auxjax.formulas.partition import mask_by_path, partition
 from auxjax.interface import Key, PyTree, Scalar
-from auxjax.solvers.base import Matvec, SolveInfo, check_like
+from auxjax.solvers.base import Matvec, SolveInfo
 
 Loss: TypeAlias = Callable[[PyTree, PyTree, PyTree], PyTree]  # (params, meta, batch) -> scalar, or (scalar, aux)
 Field: TypeAlias = Callable[[PyTree, PyTree, PyTree], PyTree]  # (params, meta, batch) -> a pytree like params
@@ -51,7 +51,7 @@ class BilevelProblem:
         with sharded arrays, and on one device, leave it `None`: the losses are means over the global batch already.
 
     Raises:
-      TypeError: an attribute is no function.
+      TypeError: an attribute is not a function.
       ValueError: both or none of `inner` and `update_field`.
 
     Batches are any pytrees, or `None` for problems that carry their own data.
@@ -67,20 +67,18 @@ class BilevelProblem:
 
     def __post_init__(self):
         if (self.inner is None) == (self.update_field is None):
-            came = "none" if self.inner is None else "both"
+            got = "none" if self.inner is None else "both"
             raise ValueError(
-                f"BilevelProblem got {came} of inner= and update_field=; expected exactly one. Give inner=, a scalar "
+                f"BilevelProblem got {got} of inner= and update_field=; expected exactly one. Give inner=, a scalar "
                 "loss, or update_field=, the direction of the lower level's update, if that is not a gradient."
             )
         for name in ("has_aux", "symmetric"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise TypeError(f"BilevelProblem({name}=): expected True or False, got {type(value).__name__}.")
-        for name in ("inner", "update_field", "outer", "reduce"):
-            value = getattr(self, name)
-            optional = name != "outer"
-            if not (callable(value) or (optional and value is None)):
-                raise TypeError(f"BilevelProblem({name}=): expected a function, got {type(value).__name__}.")
+        functions = {name: getattr(self, name) for name in ("inner", "update_field", "reduce")}
+        given = {name: value for name, value in functions.items() if value is not None}
+        checks.function("BilevelProblem", **given, outer=self.outer)
 
 
 class HypergradInfo(NamedTuple):
@@ -215,7 +213,7 @@ def floating_part(where: str, tree, level: Level):
     """
     params = level.merge(level.theta)
     if jax.tree.structure(tree) != jax.tree.structure(params):
-        check_like(where, tree, params, "params")
+        checks.like(where, tree, params, "params")
     return jax.tree.map(lambda wanted, leaf: None if wanted is None else leaf, level.theta, tree, is_leaf=_is_none)
 
 
@@ -298,10 +296,10 @@ def update_field(problem: BilevelProblem, level: Level, batch):
     assert given is not None
 
     def field(theta, meta):
-        came, _ = split_aux(problem, "update_field", given(level.merge(theta), meta, batch))
+        field, _ = split_aux(problem, "update_field", given(level.merge(theta), meta, batch))
         where = "BilevelProblem(update_field=) returned a pytree that"
-        values = floating_part(where, came, level)
-        check_like(where, values, theta, "params")
+        values = floating_part(where, field, level)
+        checks.like(where, values, theta, "params")
         return jax.tree.map(lambda value, leaf: jnp.asarray(value).astype(leaf.dtype), values, theta)
 
     return field

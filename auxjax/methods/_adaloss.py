@@ -7,14 +7,14 @@ so that all tasks contribute alike; equivalently, the geometric mean of the loss
 Reference: Hu, Dey, Hebert, Bagnell, 2019, Learning Anytime Predictions in Neural Networks via Adaptive Loss Balancing.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
@@ -52,66 +52,44 @@ def adaloss(
       batch keeps its mean; before the first one its mean counts as 1.
 
     Raises:
-      ValueError: an impossible option; a name in `shift` that is no task (when the state is made).
+      TypeError, ValueError: an impossible option; a name in `shift` that is not a task (when the state is made).
     """
-    if form not in ("normalised", "log_auxiliary"):
-        raise ValueError(f"adaloss(form={form!r}): expected 'normalised' or 'log_auxiliary'.")
-    if not is_traced(decay, epsilon) and (not 0 <= decay < 1 or not epsilon > 0):
-        raise ValueError(f"adaloss(decay={decay}, epsilon={epsilon}): expected 0 <= decay < 1 and epsilon > 0.")
-    options = _Options(form == "normalised", decay, shift, epsilon)
+    checks.one_of("adaloss", ("normalised", "log_auxiliary"), form=form)
+    checks.number("adaloss", least=0, below=1, decay=decay)
+    checks.number("adaloss", above=0, epsilon=epsilon)
 
-    def weights(context, state, batch, key):
-        out = evaluation.evaluate(context.model, state.params, state.model_state, batch, key)
-        observed = _observe(options, context, state.method, out)
-        return descent.constant_weights(_weights_of(options, context, sorted(out.values), observed), out)
+    def init(context, state, batch, key):
+        out = evaluation.loss_shapes(context, state, batch, key)
+        evaluation.auxiliary_or_raise("adaloss", context, out)
+        if isinstance(shift, dict):
+            evaluation.check_names("adaloss(shift=)", shift, out)
+        zeros = jnp.zeros(len(out.values), accumulation_dtype(*out.values.values()))
+        return AdalossState(zeros, zeros)
 
-    return Method(partial(_init, options), partial(_inner, options), weights=weights)
+    def observe(context, previous, out) -> AdalossState:
+        """The running means after a batch."""
+        tasks = sorted(out.values)
+        shifts = [shift.get(task, 0.0) if isinstance(shift, dict) else shift for task in tasks]
+        dtype = previous.means.dtype
+        found = context.reduce(evaluation.mean_losses(out, tasks)).astype(dtype) + jnp.array(shifts, dtype)
+        seen = evaluation.labelled(context, out, tasks)
+        means = decay * previous.means + (1 - decay) * found
+        counts = decay * previous.counts + (1 - decay)
+        return AdalossState(jnp.where(seen, means, previous.means), jnp.where(seen, counts, previous.counts))
 
+    def weights_of(context, state, out):
+        tasks, (means, counts) = sorted(out.values), observe(context, state.method, out)
+        level = jnp.where(counts > 0, means / positive_or_one(counts), jnp.ones_like(means))
+        inverse = 1.0 / (jnp.maximum(level, 0.0) + epsilon)
+        if form == "log_auxiliary":
+            return {**evaluation.by_task(tasks, inverse), context.model.primary: 1.0}
+        return evaluation.by_task(tasks, len(tasks) * inverse / jnp.sum(inverse))
 
-class _Options(NamedTuple):
-    normalised: bool
-    decay: float
-    shift: float | dict[str, float]
-    epsilon: float
+    def inner(context, state, batch, key):
+        grads, out, weights = descent.weighted_gradient(
+            context, state, batch, key, lambda out: weights_of(context, state, out)
+        )
+        new = descent.descend(context, state, grads, out.state)
+        return new._replace(method=observe(context, state.method, out)), descent.loss_metrics(out, weights)
 
-
-def _init(options, context, state, batch, key):
-    out = evaluation.loss_shapes(context, state, batch, key)
-    evaluation.auxiliary_or_raise("adaloss", context, out)
-    if isinstance(options.shift, dict) and set(options.shift) - set(out.values):
-        unknown = sorted(set(options.shift) - set(out.values))
-        raise ValueError(f"adaloss(shift=) names {unknown[0]!r}; the model has the tasks {sorted(out.values)}.")
-    zeros = jnp.zeros(len(out.values), accumulation_dtype(*out.values.values()))
-    return AdalossState(zeros, zeros)
-
-
-def _inner(options, context, state, batch, key):
-    def weights_of(out):
-        return _weights_of(options, context, sorted(out.values), _observe(options, context, state.method, out))
-
-    grads, out, weights = descent.weighted_gradient(context, state, batch, key, weights_of)
-    method = _observe(options, context, state.method, out)
-    return descent.descend(context, state, grads, out.state)._replace(method=method), descent.loss_metrics(out, weights)
-
-
-def _observe(options, context, previous, out) -> AdalossState:
-    """The running means after a batch."""
-    tasks = sorted(out.values)
-    shift = options.shift if isinstance(options.shift, dict) else dict.fromkeys(tasks, options.shift)
-    dtype = previous.means.dtype
-    found = context.reduce(evaluation.mean_losses(out, tasks)).astype(dtype)
-    found = found + jnp.array([shift.get(task, 0.0) for task in tasks], dtype)
-    seen = evaluation.labelled(context, out, tasks)
-    means = options.decay * previous.means + (1 - options.decay) * found
-    counts = options.decay * previous.counts + (1 - options.decay)
-    return AdalossState(jnp.where(seen, means, previous.means), jnp.where(seen, counts, previous.counts))
-
-
-def _weights_of(options, context, tasks, method_state):
-    means, counts = method_state
-    known = counts > 0
-    level = jnp.where(known, means / jnp.where(known, counts, jnp.ones_like(counts)), jnp.ones_like(means))
-    inverse = 1.0 / (jnp.maximum(level, 0.0) + options.epsilon)
-    if not options.normalised:
-        return {**evaluation.by_task(tasks, inverse), context.model.primary: 1.0}
-    return evaluation.by_task(tasks, len(tasks) * inverse / jnp.sum(inverse))
+    return Method(init, inner, weights=evaluation.reported(weights_of, from_losses=True))

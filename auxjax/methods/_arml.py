@@ -12,16 +12,14 @@ weights are equal weights.
 Reference: Shi, Zhang, Li, Zhao, Feng, 2020, Auxiliary Task Reweighting for Minimum-data Learning, equations A9 and A11.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas.langevin import langevin_step
 from auxjax.formulas.score_matching import score_matching_value_and_gradient
 from auxjax.formulas.simplex import project_simplex, shift_and_clamp
@@ -97,135 +95,100 @@ def arml(
       compared on `TaskModel.trunk` only. It uses the inner batch and ignores the outer one.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
-    _check_options(form, projection, total, step_size, temperature, tolerance, min_updates, max_updates)
-    options = _Options(
-        two_stage=form == "two_stage",
-        optimizer=optax.sgd(0.05) if outer_optimizer is None else outer_optimizer,
-        total=total,
-        project={"simplex": project_simplex, "shift_and_clamp": shift_and_clamp}[projection],
-        step_size=step_size,
-        temperature=temperature,
-        tolerance=tolerance,
-        min_updates=min_updates,
-        max_updates=max_updates,
-        train_primary=train_primary,
-    )
-
-    def weights(context, state, batch, key):
-        out = evaluation.loss_shapes(context, state, batch, key)
-        return descent.constant_weights(_weights_of(options, context, state.method, out), out)
-
-    return Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
-
-
-class _Options(NamedTuple):
-    two_stage: bool
-    optimizer: optax.GradientTransformation
-    total: float | None
-    project: Callable
-    step_size: float | None
-    temperature: float | None
-    tolerance: float
-    min_updates: int
-    max_updates: int
-    train_primary: bool
-
-
-def _init(options, context, state, batch, key):
-    out = evaluation.loss_shapes(context, state, batch, key)
-    names = evaluation.auxiliary_or_raise("arml", context, out)
-    dtype = accumulation_dtype(out.values[context.model.primary])
-    weights = jnp.full((len(names),), _total(options, len(names)) / len(names), dtype)
-    opt_state = options.optimizer.init(weights)
-    return ArmlState(weights, opt_state, weights, weights, jnp.array(options.two_stage), jnp.zeros((), jnp.int32))
-
-
-def _total(options, count: int):
-    return float(count) if options.total is None else options.total
-
-
-def _weights_of(options, context, method_state, out):
-    names = evaluation.auxiliary_tasks(out, context.model.primary)
-    weights = {name: method_state.weights[index] for index, name in enumerate(names)}
-    return {context.model.primary: 1.0, **weights} if options.train_primary else weights
-
-
-def _inner(options, context, state, batch, key):
-    key_loss, key_noise = jax.random.split(key)
-    grads, out, weights = descent.weighted_gradient(
-        context, state, batch, key_loss, lambda out: _weights_of(options, context, state.method, out)
-    )
-    trained = descent.descend(context, state, grads, out.state)
-    if options.two_stage:
-        # The same gradient serves both stages, so choosing between two updates costs nothing. The optimiser's state
-        # stays as it was while sampling: the second stage starts it afresh.
-        noise = {"key": key_noise, "step_size": options.step_size, "temperature": options.temperature}
-        sampled = state._replace(params=langevin_step(state.params, context.reduce(grads), **noise))
-        params, opt_state = _choose(
-            state.method.sampling, (sampled.params, state.opt_state), (trained.params, trained.opt_state)
-        )
-        trained = trained._replace(params=params, opt_state=opt_state)
-    return trained, descent.loss_metrics(out, weights)
-
-
-def _outer(options, context, state, inner_batch, outer_batch, key):
-    del outer_batch  # ARML has no held-out set
-    previous = state.method
-    losses, trunk = evaluation.loss_vector(context, state, inner_batch, key), evaluation.trunk_of(context, state.params)
-    divergence, gradient, *_ = score_matching_value_and_gradient(
-        losses, state.params, previous.weights, trunk=trunk, reduce=context.reduce
-    )
-    updates, opt_state = options.optimizer.update(gradient, previous.opt_state, previous.weights)
-    moved = descent.apply_updates(previous.weights, updates)
-    weights = options.project(moved, _total(options, moved.shape[0]))
-    new = previous._replace(
-        weights=weights,
-        opt_state=opt_state,
-        fast=_FAST * previous.fast + (1 - _FAST) * weights,
-        slow=_SLOW * previous.slow + (1 - _SLOW) * weights,
-        updates=previous.updates + jnp.int32(1),
-    )
-    if options.two_stage:
-        # Once sampling has ended nothing moves any more.
-        new = _choose(previous.sampling, _end_sampling(options, new), previous)
-    # A batch without a primary label has no primary gradient to match: the weights would make the others cancel out.
-    new = _choose(evaluation.labelled_in_batch(context, state, inner_batch, key)[0], new, previous)
-    metrics = {"score_divergence": divergence, "sampling": new.sampling.astype(jnp.float32)}
-    return state._replace(method=new), metrics
-
-
-def _end_sampling(options, new):
-    """The state with its weights fixed, if they have converged; as it is otherwise."""
-    scale = _total(options, new.weights.shape[0]) / new.weights.shape[0]
-    calm = jnp.max(jnp.abs(new.fast - new.slow)) <= options.tolerance * scale
-    done = ((new.updates >= options.min_updates) & calm) | (new.updates >= options.max_updates)
-    return _choose(done, new._replace(weights=new.slow.copy(), sampling=jnp.array(False)), new)
-
-
-def _choose(flag, a, b):
-    return jax.tree.map(lambda x, y: jnp.where(flag, x, y), a, b)
-
-
-def _check_options(form, projection, total, step_size, temperature, tolerance, min_updates, max_updates):
-    if form not in ("merged", "two_stage"):
-        raise ValueError(f"arml(form={form!r}): expected 'merged' or 'two_stage'.")
-    if projection not in ("simplex", "shift_and_clamp"):
-        raise ValueError(f"arml(projection={projection!r}): expected 'simplex' or 'shift_and_clamp'.")
-    if total is not None and not is_traced(total) and not total > 0:
-        raise ValueError(f"arml(total={total}): expected a number > 0, or None for the number of auxiliary tasks.")
-    given = [value for value in (step_size, temperature) if value is not None]
-    known = [value for value in given if not is_traced(value)]  # a sweep under vmap checks nothing
-    if form == "two_stage" and (len(given) < 2 or any(value < 0 for value in known)):
+    checks.one_of("arml", ("merged", "two_stage"), form=form)
+    checks.one_of("arml", ("simplex", "shift_and_clamp"), projection=projection)
+    if total is not None:
+        checks.number("arml", above=0, total=total)
+    noise: dict[str, Any] = {"step_size": step_size, "temperature": temperature}
+    given: dict[str, Any] = {name: value for name, value in noise.items() if value is not None}
+    if form == "two_stage" and len(given) < 2:
         raise ValueError(
             f"arml(form='two_stage', step_size={step_size}, temperature={temperature}): Langevin sampling needs both, "
             "each >= 0. For mean losses over n examples, temperature=1/n samples the posterior."
         )
-    if form == "merged" and (step_size is not None or temperature is not None):
+    if form == "merged" and given:
         raise ValueError("arml(form='merged') adds no noise: leave out step_size and temperature, or use 'two_stage'.")
-    if not (is_traced(tolerance) or tolerance > 0) or not 0 < min_updates <= max_updates:
+    checks.number("arml", least=0, **given)
+    checks.number("arml", above=0, tolerance=tolerance)
+    checks.count("arml", 1, min_updates=min_updates, max_updates=max_updates)
+    if min_updates > max_updates:
         raise ValueError(
-            f"arml(tolerance={tolerance}, min_updates={min_updates}, max_updates={max_updates}): expected "
-            "tolerance > 0 and 0 < min_updates <= max_updates."
+            f"arml(min_updates={min_updates}, max_updates={max_updates}): expected min_updates <= max_updates."
         )
+    optimizer = optax.sgd(0.05) if outer_optimizer is None else outer_optimizer
+    project = {"simplex": project_simplex, "shift_and_clamp": shift_and_clamp}[projection]
+
+    def total_of(count: int):
+        return float(count) if total is None else total
+
+    def init(context, state, batch, key):
+        out = evaluation.loss_shapes(context, state, batch, key)
+        count = len(evaluation.auxiliary_or_raise("arml", context, out))
+        dtype = accumulation_dtype(out.values[context.model.primary])
+        weights = jnp.full((count,), total_of(count) / count, dtype)
+        start = optimizer.init(weights)
+        return ArmlState(weights, start, weights, weights, jnp.array(form == "two_stage"), jnp.zeros((), jnp.int32))
+
+    def weights_of(context, state, out):
+        weights = evaluation.beside_primary(context, out, state.method.weights)
+        if not train_primary:
+            del weights[context.model.primary]
+        return weights
+
+    def inner(context, state, batch, key):
+        key_loss, key_noise = jax.random.split(key)
+        grads, out, weights = descent.weighted_gradient(
+            context, state, batch, key_loss, lambda out: weights_of(context, state, out)
+        )
+        trained = descent.descend(context, state, grads, out.state)
+        if form == "two_stage":
+            # The same gradient serves both stages, so choosing between two updates costs nothing. The optimiser's state
+            # stays as it was while sampling: the second stage starts it afresh.
+            sampled = langevin_step(state.params, context.reduce(grads), key=key_noise, **noise)
+            params, opt_state = _choose(
+                state.method.sampling, (sampled, state.opt_state), (trained.params, trained.opt_state)
+            )
+            trained = trained._replace(params=params, opt_state=opt_state)
+        return trained, descent.loss_metrics(out, weights)
+
+    def outer(context, state, inner_batch, outer_batch, key):
+        del outer_batch  # ARML has no held-out set
+        previous = state.method
+        losses = evaluation.loss_vector(context, state, inner_batch, key)
+        trunk = evaluation.trunk_of(context, state.params)
+        divergence, gradient, *_ = score_matching_value_and_gradient(
+            losses, state.params, previous.weights, trunk=trunk, reduce=context.reduce
+        )
+        updates, opt_state = optimizer.update(gradient, previous.opt_state, previous.weights)
+        moved = descent.apply_updates(previous.weights, updates)
+        weights = project(moved, total_of(moved.shape[0]))
+        new = previous._replace(
+            weights=weights,
+            opt_state=opt_state,
+            fast=_FAST * previous.fast + (1 - _FAST) * weights,
+            slow=_SLOW * previous.slow + (1 - _SLOW) * weights,
+            updates=previous.updates + jnp.int32(1),
+        )
+        if form == "two_stage":
+            # Once sampling has ended nothing moves any more.
+            new = _choose(previous.sampling, end_sampling(new), previous)
+        # A batch without a primary label has no primary gradient to match: the weights would make the others cancel
+        # out.
+        new = _choose(evaluation.labelled_in_batch(context, state, inner_batch, key)[0], new, previous)
+        metrics = {"score_divergence": divergence, "sampling": new.sampling.astype(jnp.float32)}
+        return state._replace(method=new), metrics
+
+    def end_sampling(new):
+        """The state with its weights fixed, if they have converged; as it is otherwise."""
+        scale = total_of(new.weights.shape[0]) / new.weights.shape[0]
+        has_converged = jnp.max(jnp.abs(new.fast - new.slow)) <= tolerance * scale
+        done = ((new.updates >= min_updates) & has_converged) | (new.updates >= max_updates)
+        return _choose(done, new._replace(weights=new.slow.copy(), sampling=jnp.array(False)), new)
+
+    return Method(init, inner, outer, evaluation.reported(weights_of))
+
+
+def _choose(flag, a, b):
+    return jax.tree.map(lambda x, y: jnp.where(flag, x, y), a, b)

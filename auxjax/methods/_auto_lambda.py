@@ -8,14 +8,11 @@ too; nothing keeps the weights positive.
 Reference: Liu, James, Davison, Johns, 2022, Auto-Lambda: Disentangling Dynamic Task Relationships, TMLR.
 """
 
-from functools import partial
-from typing import NamedTuple
-
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas.losses import weighted_loss
 from auxjax.hypergrad import BilevelProblem, finite_difference, one_step
 from auxjax.interface import Method
@@ -46,55 +43,37 @@ def auto_lambda(
       not held-out data; pass it as `outer_batch`.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made); params in half precision with
-        finite differences (from the outer update).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made); params in half precision
+        with finite differences (from the outer update).
     """
-    if form not in ("finite_difference", "exact"):
-        raise ValueError(f"auto_lambda(form={form!r}): expected 'finite_difference' or 'exact'.")
-    known = not is_traced(epsilon, initial)
-    if known and (not 0 < epsilon < float("inf") or not -float("inf") < initial < float("inf") or initial == 0):
-        raise ValueError(
-            f"auto_lambda(epsilon={epsilon}, initial={initial}): expected finite numbers, epsilon > 0 and initial not "
-            "0."
-        )
+    checks.one_of("auto_lambda", ("finite_difference", "exact"), form=form)
+    checks.number("auto_lambda", above=0, epsilon=epsilon)
+    checks.number("auto_lambda", initial=initial)
+    if not checks.is_traced(initial) and initial == 0:
+        raise ValueError("auto_lambda(initial=0): expected another number; nothing has a gradient there.")
     optimizer = optax.adam(1e-4) if outer_optimizer is None else outer_optimizer
-    options = _Options(optimizer, form == "exact", epsilon, initial)
 
-    def inner(context, state, batch, key):
-        return descent.weighted_update(context, state, batch, key, lambda out: state.method.meta)
+    def init(context, state, batch, key):
+        out = evaluation.loss_shapes(context, state, batch, key)
+        evaluation.auxiliary_or_raise("auto_lambda", context, out)
+        meta = {task: jnp.full((), initial, accumulation_dtype(value)) for task, value in out.values.items()}
+        return outer_level.OuterState(meta, optimizer.init(meta), ())
 
-    def weights(context, state, batch, key):
-        return descent.constant_weights(state.method.meta, evaluation.loss_shapes(context, state, batch, key))
+    def weights_of(context, state, out):
+        return state.method.meta
 
-    return Method(partial(_init, options), inner, partial(_outer, options), weights)
+    def outer(context, state, inner_batch, outer_batch, key):
+        def inner_loss(params, weights, batch):
+            out = evaluation.evaluate(context.model, params, state.model_state, batch, key)
+            return weighted_loss(out.values, weights, masks=out.masks)
 
+        outer_loss = outer_level.primary_loss(context, state.model_state, key)
+        problem = BilevelProblem(inner=inner_loss, outer=outer_loss, reduce=outer_level.reduction(context))
+        if form == "exact":
+            estimator = one_step(context.optimizer, opt_state=state.opt_state)
+        else:
+            estimator = finite_difference(context.optimizer, epsilon=epsilon, opt_state=state.opt_state)
+        level = outer_level.OuterLevel(optimizer, estimator)
+        return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key)
 
-class _Options(NamedTuple):
-    optimizer: optax.GradientTransformation
-    exact: bool
-    epsilon: float
-    initial: float
-
-
-def _init(options, context, state, batch, key):
-    out = evaluation.loss_shapes(context, state, batch, key)
-    evaluation.auxiliary_or_raise("auto_lambda", context, out)
-    meta = {task: jnp.full((), options.initial, accumulation_dtype(value)) for task, value in out.values.items()}
-    return outer_level.OuterState(meta, options.optimizer.init(meta), ())
-
-
-def _outer(options, context, state, inner_batch, outer_batch, key):
-    def inner_loss(params, weights, batch):
-        out = evaluation.evaluate(context.model, params, state.model_state, batch, key)
-        return weighted_loss(out.values, weights, masks=out.masks)
-
-    outer = outer_level.primary_loss(context, state.model_state, key)
-    problem = BilevelProblem(inner=inner_loss, outer=outer, reduce=outer_level.reduction(context))
-    if options.exact:
-        estimator = one_step(context.optimizer, opt_state=state.opt_state)
-    else:
-        estimator = finite_difference(context.optimizer, epsilon=options.epsilon, opt_state=state.opt_state)
-    level = outer_level.OuterLevel(options.optimizer, estimator)
-    point = (problem, state.params, state.method, inner_batch, outer_batch, key)
-    new, metrics = outer_level.update_outer(level, *point)
-    return state._replace(method=new), metrics
+    return Method(init, descent.weighted_by(weights_of), outer, evaluation.reported(weights_of))

@@ -16,22 +16,19 @@ Reference: Navon, Achituve, Maron, Chechik, Fetaya, 2021, Auxiliary Learning by 
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas.loss_combiners import CONSTRAINTS, Combiner, convolutional_combiner, dense_combiner
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
-
-_FORMS = ("linear", "monotone", "deep_linear", "convolutional")
 
 
 @register("hypergradient", needs={"auxiliary", "outer_batch"})
@@ -67,31 +64,93 @@ def auxilearn(
       i and task k is `n_k d g / d l_ik`.
 
     Raises:
-      ValueError: an impossible option; losses that do not fit the form (when the state is made).
+      TypeError, ValueError: an impossible option; losses that do not fit the form (when the state is made).
     """
-    if form not in _FORMS:
-        raise ValueError(f"auxilearn(form={form!r}): expected one of {', '.join(_FORMS)}.")
-    if constraint not in CONSTRAINTS:
-        raise ValueError(f"auxilearn(constraint={constraint!r}): expected one of {', '.join(CONSTRAINTS)}.")
-    sizes = channels if form == "convolutional" else hidden
-    if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+    checks.one_of("auxilearn", ("linear", "monotone", "deep_linear", "convolutional"), form=form)
+    checks.one_of("auxilearn", CONSTRAINTS, constraint=constraint)
+    checks.sizes("auxilearn", hidden=hidden, channels=channels)
+    if not (channels if form == "convolutional" else hidden):
         raise ValueError(f"auxilearn(hidden={hidden}, channels={channels}): expected one or more whole numbers >= 1.")
-    if upper is not None and not is_traced(upper) and not upper > 0:
-        raise ValueError(f"auxilearn(upper={upper}): expected a number > 0.")
+    if upper is not None:
+        checks.number("auxilearn", above=0, upper=upper)
     level = outer_level.make_outer_level("auxilearn", outer_optimizer, hypergradient, warm_start)
-    options = _Options(level, _combiner(form, hidden, channels, upper, constraint), constraint)
+    combiner = _combiner(form, hidden, channels, upper, constraint)  # None for the linear form
+    spatial = combiner is not None and combiner.spatial
+    if combiner is not None:
+        project = combiner.project
+    elif constraint == "clamp":
+        project = partial(jax.tree.map, lambda weight: jnp.maximum(weight, 0.0))
+    else:
+        project = _same
 
-    def weights(context, state, batch, key):
-        out = evaluation.evaluate(context.model, state.params, state.model_state, batch, key)
-        return _weights_of(options, context, state.method.meta, out)
+    def init(context, state, batch, key):
+        out = evaluation.loss_shapes(context, state, batch, key)
+        evaluation.auxiliary_or_raise("auxilearn", context, out)
+        dtype = accumulation_dtype(out.values)
+        names = evaluation.all_tasks(context, out)
+        if combiner is None:
+            start = jnp.log(jnp.expm1(jnp.ones((), dtype))) if constraint == "softplus" else jnp.ones((), dtype)
+            meta = {name: jnp.full((), start, dtype) for name in names}
+        else:
+            _check_losses(combiner, out, names)
+            meta = combiner.init(key, len(names), dtype)
+        problem = problem_of(context, state.model_state, key)
+        return outer_level.init_outer(level, problem, state.params, meta, batch, key)
 
-    return Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+    def combined(context, meta, out):
+        """g(losses), a scalar."""
+        if combiner is None:
+            positive = jax.nn.softplus if constraint == "softplus" else _same
+            weights = {name: positive(weight) for name, weight in meta.items()}
+            return weighted_loss(out.values, weights, masks=out.masks)
+        source = out.maps if spatial else out.values
+        dtype = accumulation_dtype(source)
+        columns = []
+        for name in evaluation.all_tasks(context, out):
+            column, mask = source[name].astype(dtype), evaluation.mask_of(out, name)
+            if mask is not None:
+                column = jnp.where(mask.reshape(-1, *[1] * (column.ndim - 1)), column, jnp.zeros_like(column))
+            columns.append(column)
+        primary = masked_mean(out.values[context.model.primary], evaluation.mask_of(out, context.model.primary))
+        return primary + jnp.mean(combiner.apply(meta, jnp.stack(columns, axis=-1)))
 
+    def weights_of(context, state, out):
+        """The derivative of the combination in every example's loss, times the labelled examples."""
 
-class _Options(NamedTuple):
-    level: outer_level.OuterLevel
-    combiner: Combiner | None  # None for the linear form
-    constraint: str
+        def value(losses):
+            return combined(context, state.method.meta, out._replace(values=losses[0], maps=losses[1]))
+
+        by_value, by_map = jax.grad(value)(jax.lax.stop_gradient((out.values, out.maps)))
+        weights = {}
+        for task, slope in by_value.items():
+            if spatial:
+                slope = slope + jnp.sum(by_map[task], axis=(1, 2)).astype(slope.dtype)
+            mask = evaluation.mask_of(out, task)
+            labelled = slope.shape[0] if mask is None else jnp.maximum(jnp.sum(mask, dtype=slope.dtype), 1.0)
+            weights[task] = slope * labelled
+        return weights
+
+    def problem_of(context, model_state, key) -> BilevelProblem:
+        def inner(params, meta, batch):
+            return combined(context, meta, evaluation.evaluate(context.model, params, model_state, batch, key))
+
+        outer = outer_level.primary_loss(context, model_state, key)
+        return BilevelProblem(inner=inner, outer=outer, reduce=outer_level.reduction(context))
+
+    def inner(context, state, batch, key):
+        def loss(params):
+            out = evaluation.evaluate(context.model, params, state.model_state, batch, key)
+            return combined(context, state.method.meta, out), out
+
+        grads, out = jax.grad(loss, has_aux=True)(state.params)
+        metrics = descent.loss_metrics(out, weights_of(context, state, out))
+        return descent.descend(context, state, grads, out.state), metrics
+
+    def outer(context, state, inner_batch, outer_batch, key):
+        problem = problem_of(context, state.model_state, key)
+        return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, project=project)
+
+    return Method(init, inner, outer, evaluation.reported(weights_of, from_losses=True))
 
 
 def _combiner(form, hidden, channels, upper, constraint) -> Combiner | None:
@@ -109,25 +168,6 @@ def _same(values):
     return values
 
 
-def _names(context, out) -> list[str]:
-    return [context.model.primary, *evaluation.auxiliary_tasks(out, context.model.primary)]
-
-
-def _init(options, context, state, batch, key):
-    out = evaluation.loss_shapes(context, state, batch, key)
-    evaluation.auxiliary_or_raise("auxilearn", context, out)
-    dtype = accumulation_dtype(out.values)
-    names = _names(context, out)
-    if options.combiner is None:
-        start = jnp.log(jnp.expm1(jnp.ones((), dtype))) if options.constraint == "softplus" else jnp.ones((), dtype)
-        meta = {name: jnp.full((), start, dtype) for name in names}
-    else:
-        _check_losses(options.combiner, out, names)
-        meta = options.combiner.init(key, len(names), dtype)
-    problem = _problem(options, context, state.model_state, key)
-    return outer_level.init_outer(options.level, problem, state.params, meta, batch, key)
-
-
 def _check_losses(combiner, out, names) -> None:
     sizes = {name: out.values[name].shape[0] for name in names}
     if len(set(sizes.values())) > 1:
@@ -140,73 +180,5 @@ def _check_losses(combiner, out, names) -> None:
     shapes = {name: getattr((out.maps or {}).get(name), "shape", ()) for name in names}
     if len(set(shapes.values())) > 1 or any(len(shape) != 3 for shape in shapes.values()):
         raise ValueError(
-            f"auxilearn(form='convolutional'): expected TaskLosses.maps, one [n, height, width] per task,, got "
-            f"{shapes}."
+            f"auxilearn(form='convolutional'): expected TaskLosses.maps, one [n, height, width] per task, got {shapes}."
         )
-
-
-def _combined(options, context, meta, values, maps, masks):
-    """g(losses), a scalar."""
-    if options.combiner is None:
-        positive = jax.nn.softplus if options.constraint == "softplus" else _same
-        return weighted_loss(values, {name: positive(weight) for name, weight in meta.items()}, masks=masks)
-    primary = context.model.primary
-    names = [primary, *sorted(name for name in values if name != primary)]
-    source = maps if options.combiner.spatial else values
-    dtype = accumulation_dtype(source)
-    columns = []
-    for name in names:
-        column, mask = source[name].astype(dtype), (masks or {}).get(name)
-        if mask is not None:
-            column = jnp.where(mask.reshape(-1, *[1] * (column.ndim - 1)), column, jnp.zeros_like(column))
-        columns.append(column)
-    combined = options.combiner.apply(meta, jnp.stack(columns, axis=-1))
-    return masked_mean(values[primary], (masks or {}).get(primary)) + jnp.mean(combined)
-
-
-def _weights_of(options, context, meta, out):
-    """`{task: [n_task]}`, the derivative of the combination in every example's loss, times the labelled examples."""
-    source = jax.lax.stop_gradient((out.values, out.maps))
-    by_value, by_map = jax.grad(lambda losses: _combined(options, context, meta, losses[0], losses[1], out.masks))(
-        source
-    )
-    weights = {}
-    for task, slope in by_value.items():
-        if options.combiner is not None and options.combiner.spatial:
-            slope = slope + jnp.sum(by_map[task], axis=(1, 2)).astype(slope.dtype)
-        mask = evaluation.mask_of(out, task)
-        labelled = slope.shape[0] if mask is None else jnp.maximum(jnp.sum(mask, dtype=slope.dtype), 1.0)
-        weights[task] = slope * labelled
-    return weights
-
-
-def _problem(options, context, model_state, key) -> BilevelProblem:
-    def inner(params, meta, batch):
-        out = evaluation.evaluate(context.model, params, model_state, batch, key)
-        return _combined(options, context, meta, out.values, out.maps, out.masks)
-
-    outer = outer_level.primary_loss(context, model_state, key)
-    return BilevelProblem(inner=inner, outer=outer, reduce=outer_level.reduction(context))
-
-
-def _inner(options, context, state, batch, key):
-    def loss(params):
-        out = evaluation.evaluate(context.model, params, state.model_state, batch, key)
-        return _combined(options, context, state.method.meta, out.values, out.maps, out.masks), out
-
-    grads, out = jax.grad(loss, has_aux=True)(state.params)
-    weights = _weights_of(options, context, state.method.meta, out)
-    return descent.descend(context, state, grads, out.state), descent.loss_metrics(out, weights)
-
-
-def _outer(options, context, state, inner_batch, outer_batch, key):
-    problem = _problem(options, context, state.model_state, key)
-    point = (problem, state.params, state.method, inner_batch, outer_batch, key)
-    if options.combiner is not None:
-        project = options.combiner.project
-    elif options.constraint == "clamp":
-        project = partial(jax.tree.map, lambda weight: jnp.maximum(weight, 0.0))
-    else:
-        project = _same
-    new, metrics = outer_level.update_outer(options.level, *point, project=project)
-    return state._replace(method=new), metrics

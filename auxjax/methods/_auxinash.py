@@ -11,15 +11,14 @@ Reference: Shamsian, Navon, Glazer, Kawaguchi, Chechik, Fetaya, 2023, Auxiliary 
 Game, ICML.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas.bargaining import bargaining_weights
 from auxjax.formulas.losses import weighted_loss
 from auxjax.formulas.simplex import project_simplex
@@ -70,39 +69,65 @@ def auxinash(
       batch of an outer update keeps its weight.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
-    if refresh not in ("inner", "outer"):
-        raise ValueError(f"auxinash(refresh={refresh!r}): expected 'inner' or 'outer'.")
-    if not is_traced(smallest) and not 0 < smallest < 1:
-        raise ValueError(f"auxinash(smallest={smallest}): expected a number between 0 and 1.")
+    checks.one_of("auxinash", ("inner", "outer"), refresh=refresh)
+    checks.number("auxinash", above=0, below=1, smallest=smallest)
     optimizer = optax.sgd(5e-3, momentum=0.9) if outer_optimizer is None else outer_optimizer
     level = outer_level.make_outer_level("auxinash", optimizer, hypergradient, warm_start)
-    options = _Options(level, refresh == "inner", smallest, chunk)
 
-    def weights(context, state, batch, key):
+    def gram_of(context, state, batch, key, dtype):
+        losses, trunk = evaluation.loss_vector(context, state, batch, key), evaluation.trunk_of(context, state.params)
+        tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="auxinash")
+        return gram_matrix(tasks, chunk=chunk).astype(dtype)
+
+    def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
-        return descent.constant_weights(_named(context, state.method.weights, out), out)
+        count = 1 + len(evaluation.auxiliary_or_raise("auxinash", context, out))
+        if not checks.is_traced(smallest) and count * smallest >= 1:
+            raise ValueError(f"auxinash(smallest={smallest}): {count} tasks cannot all have that and sum to 1.")
+        powers = jnp.full((count,), 1.0 / count, accumulation_dtype(out.values))
+        gram = gram_of(context, state, batch, key, powers.dtype)
+        problem = _problem(context, state.model_state, gram, key)
+        outer = outer_level.init_outer(level, problem, state.params, powers, batch, key)
+        seen, weights = evaluation.labelled_in_batch(context, state, batch, key), bargaining_weights(gram, powers)
+        usual = jnp.sum(weights) / jnp.maximum(jnp.sum(seen, dtype=weights.dtype), 1.0)
+        return AuxinashState(outer, jnp.where(seen, weights, usual))
 
-    return Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+    def inner(context, state, batch, key):
+        if refresh == "inner":
+            method = state.method
+            gram = gram_of(context, state, batch, key, method.weights.dtype)
+            state = state._replace(method=method._replace(weights=bargaining_weights(gram, method.outer.meta)))
+        return descent.weighted_by(_weights_of)(context, state, batch, key)
 
+    def outer(context, state, inner_batch, outer_batch, key):
+        previous = state.method
+        gram = gram_of(context, state, inner_batch, key, previous.weights.dtype)
+        problem = _problem(context, state.model_state, gram, key)
 
-class _Options(NamedTuple):
-    level: outer_level.OuterLevel
-    always: bool
-    smallest: float
-    chunk: int
+        def project(powers):
+            free = 1.0 - len(powers) * smallest
+            return smallest + project_simplex(powers - smallest, free)
+
+        point = (problem, state.params, previous.outer, inner_batch, outer_batch, key)
+        outer, metrics = outer_level.update_outer(level, *point, project=project)
+        out = evaluation.loss_shapes(context, state, inner_batch, key)
+        metrics |= {f"power/{task}": power for task, power in _named(context, outer.meta, out).items()}
+        # Used until the next outer update, so not those of a task that this batch has no label of, which are 0.
+        seen = evaluation.labelled_in_batch(context, state, inner_batch, key)
+        weights = jnp.where(seen, bargaining_weights(gram, outer.meta), previous.weights)
+        return state._replace(method=AuxinashState(outer, weights)), metrics
+
+    return Method(init, inner, outer, evaluation.reported(_weights_of))
 
 
 def _named(context, values, out) -> dict[str, jax.Array]:
-    names = [context.model.primary, *evaluation.auxiliary_tasks(out, context.model.primary)]
-    return dict(zip(names, values, strict=True))
+    return evaluation.by_task(evaluation.all_tasks(context, out), values)
 
 
-def _gram(options, context, state, batch, key):
-    losses, trunk = evaluation.loss_vector(context, state, batch, key), evaluation.trunk_of(context, state.params)
-    tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="auxinash")
-    return gram_matrix(tasks, chunk=options.chunk)
+def _weights_of(context, state, out):
+    return _named(context, state.method.weights, out)
 
 
 def _problem(context, model_state, gram, key) -> BilevelProblem:
@@ -112,45 +137,3 @@ def _problem(context, model_state, gram, key) -> BilevelProblem:
 
     outer = outer_level.primary_loss(context, model_state, key)
     return BilevelProblem(inner=inner, outer=outer, reduce=outer_level.reduction(context))
-
-
-def _init(options, context, state, batch, key):
-    out = evaluation.loss_shapes(context, state, batch, key)
-    count = 1 + len(evaluation.auxiliary_or_raise("auxinash", context, out))
-    if not is_traced(options.smallest) and count * options.smallest >= 1:
-        raise ValueError(f"auxinash(smallest={options.smallest}): {count} tasks cannot all have that and sum to 1.")
-    powers = jnp.full((count,), 1.0 / count, accumulation_dtype(out.values))
-    gram = _gram(options, context, state, batch, key).astype(powers.dtype)
-    problem = _problem(context, state.model_state, gram, key)
-    outer = outer_level.init_outer(options.level, problem, state.params, powers, batch, key)
-    seen, weights = evaluation.labelled_in_batch(context, state, batch, key), bargaining_weights(gram, powers)
-    usual = jnp.sum(weights) / jnp.maximum(jnp.sum(seen, dtype=weights.dtype), 1.0)
-    return AuxinashState(outer, jnp.where(seen, weights, usual))
-
-
-def _inner(options, context, state, batch, key):
-    method = state.method
-    if options.always:
-        gram = _gram(options, context, state, batch, key).astype(method.weights.dtype)
-        method = method._replace(weights=bargaining_weights(gram, method.outer.meta))
-    new, metrics = descent.weighted_update(context, state, batch, key, lambda out: _named(context, method.weights, out))
-    return new._replace(method=method), metrics
-
-
-def _outer(options, context, state, inner_batch, outer_batch, key):
-    previous = state.method
-    gram = _gram(options, context, state, inner_batch, key).astype(previous.weights.dtype)
-    problem = _problem(context, state.model_state, gram, key)
-
-    def project(powers):
-        free = 1.0 - len(powers) * options.smallest
-        return options.smallest + project_simplex(powers - options.smallest, free)
-
-    point = (problem, state.params, previous.outer, inner_batch, outer_batch, key)
-    outer, metrics = outer_level.update_outer(options.level, *point, project=project)
-    out = evaluation.loss_shapes(context, state, inner_batch, key)
-    metrics |= {f"power/{task}": power for task, power in _named(context, outer.meta, out).items()}
-    # Used until the next outer update, so not those of a task that this batch has no label of, which are 0.
-    seen = evaluation.labelled_in_batch(context, state, inner_batch, key)
-    weights = jnp.where(seen, bargaining_weights(gram, outer.meta), previous.weights)
-    return state._replace(method=AuxinashState(outer, weights)), metrics

@@ -11,14 +11,13 @@ Gradient Similarity, algorithms 1 (weighted) and 2 (unweighted).
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.formulas.task_gradients import module_products, squared_norms
 from auxjax.interface import Method
 from auxjax.methods._registry import register
@@ -51,70 +50,47 @@ def cosine_similarity(
       and M reverse passes. The trunk is `TaskModel.trunk`.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
-    if form not in ("gate", "weighted"):
-        raise ValueError(f"cosine_similarity(form={form!r}): expected 'gate' or 'weighted'.")
-    if not is_traced(auxiliary_weight) and not 0 <= auxiliary_weight < float("inf"):
-        raise ValueError(f"cosine_similarity(auxiliary_weight={auxiliary_weight}): expected a finite number >= 0.")
-    options = _Options(form == "gate", module_of, auxiliary_weight, chunk)
+    checks.one_of("cosine_similarity", ("gate", "weighted"), form=form)
+    checks.number("cosine_similarity", least=0, auxiliary_weight=auxiliary_weight)
 
-    def weights(context, state, batch, key):
+    def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
-        return descent.constant_weights(_mean_weights(context, state.method, out), out)
+        count = len(evaluation.auxiliary_or_raise("cosine_similarity", context, out))
+        modules = modules_of(context, state.params, module_of)
+        return jnp.full((len(modules.names), count), auxiliary_weight, accumulation_dtype(out.values))
 
-    return Method(partial(_init, options), partial(_inner, options), weights=weights)
+    def gates_of(tasks, modules) -> jax.Array:
+        """`[M, K]`."""
+        primary = tasks.combine(jnp.zeros_like(tasks.losses).at[0].set(1.0))
+        single = len(modules.names) == 1
+        products = tasks.products(primary)[None, :] if single else module_products(tasks, primary, modules)
+        if form == "gate":
+            return (products[:, 1:] >= 0).astype(products.dtype)
+        squares = squared_norms(tasks, modules=modules, chunk=chunk)
+        scale = jnp.sqrt(squares[:, :1]) * jnp.sqrt(squares[:, 1:])  # the product of the squares would leave float32
+        # A task without a gradient has no direction; whatever its weight, it changes nothing.
+        cosines = jnp.where(scale > 0, products[:, 1:].astype(scale.dtype) / positive_or_one(scale), 0.0)
+        return jnp.maximum(cosines, 0.0)
 
+    def inner(context, state, batch, key):
+        modules = modules_of(context, state.params, module_of)
 
-class _Options(NamedTuple):
-    gate: bool
-    module_of: Callable[[str], str] | None
-    auxiliary_weight: float
-    chunk: int
+        def mixture(tasks):
+            gates = auxiliary_weight * gates_of(tasks, modules)
+            return jnp.concatenate([jnp.ones((len(gates), 1), gates.dtype), gates], axis=1)
 
+        point = ("cosine_similarity", context, state, batch, key, modules)
+        field, out, weights = mixed_field(*point, auxiliary_weight, mixture)
+        # The field is averaged already; `descend` averages it once more, which changes nothing.
+        new = descent.descend(context, state, field, out.state)
+        new = new._replace(method=weights[:, 1:].astype(state.method.dtype))
+        return new, descent.loss_metrics(out, _weights_of(context, new, out))
 
-def _init(options, context, state, batch, key):
-    out = evaluation.loss_shapes(context, state, batch, key)
-    count = len(evaluation.auxiliary_or_raise("cosine_similarity", context, out))
-    return jnp.full(
-        (len(modules_of(context, state.params, options.module_of).names), count),
-        options.auxiliary_weight,
-        accumulation_dtype(out.values),
-    )
-
-
-def _mean_weights(context, weights, out):
-    """The weights, averaged over modules, for the log."""
-    names = evaluation.auxiliary_tasks(out, context.model.primary)
-    means = jnp.mean(weights, axis=0)
-    return {context.model.primary: 1.0, **dict(zip(names, means, strict=True))}
-
-
-def _inner(options, context, state, batch, key):
-    modules = modules_of(context, state.params, options.module_of)
-
-    def weights_of(tasks):
-        gates = options.auxiliary_weight * _gates(options, tasks, modules)
-        return jnp.concatenate([jnp.ones((len(gates), 1), gates.dtype), gates], axis=1)
-
-    field, out, weights = mixed_field(
-        "cosine_similarity", context, state, batch, key, modules, options.auxiliary_weight, weights_of
-    )
-    weights = weights[:, 1:].astype(state.method.dtype)
-    # The field is averaged already; `descend` averages it once more, which changes nothing.
-    new = descent.descend(context, state, field, out.state)
-    return new._replace(method=weights), descent.loss_metrics(out, _mean_weights(context, weights, out))
+    return Method(init, inner, weights=evaluation.reported(_weights_of))
 
 
-def _gates(options, tasks, modules) -> jax.Array:
-    """`[M, K]`."""
-    primary = tasks.combine(jnp.zeros_like(tasks.losses).at[0].set(1.0))
-    single = len(modules.names) == 1
-    products = tasks.products(primary)[None, :] if single else module_products(tasks, primary, modules)
-    if options.gate:
-        return (products[:, 1:] >= 0).astype(products.dtype)
-    squares = squared_norms(tasks, modules=modules, chunk=options.chunk)
-    scale = jnp.sqrt(squares[:, :1]) * jnp.sqrt(squares[:, 1:])  # the product of the squares would leave float32
-    # A task without a gradient has no direction; whatever its weight, it changes nothing.
-    cosines = jnp.where(scale > 0, products[:, 1:].astype(scale.dtype) / jnp.where(scale > 0, scale, 1.0), 0.0)
-    return jnp.maximum(cosines, 0.0)
+def _weights_of(context, state, out):
+    """The weights, averaged over modules."""
+    return evaluation.beside_primary(context, out, jnp.mean(state.method, axis=0))

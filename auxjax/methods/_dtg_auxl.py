@@ -5,7 +5,7 @@
     outer   min_phi    L_dev(theta*(phi)) + g R(phi),      R = copying + spread + b targets
 
 The trunk learns from the generated task through x~; the labels y~ are held fixed in theta, for a target that followed
-the model would be no target. The outer gradient has an implicit part, of L_dev, and an explicit one, of the
+the model would not be a target. The outer gradient has an implicit part, of L_dev, and an explicit one, of the
 regularisation R, in which theta is held fixed: R is about the generators, and the model shall not be driven to please
 it. Without R they copy their sources more, and labels collapse (`auxjax.formulas.joint_generator.instance_collapse`).
 
@@ -16,13 +16,13 @@ Reference: Chen, Wang, Zhou, Qin, Guan, Zhu, 2023, Joint Data-Task Generation fo
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal.tracing import is_traced
+from auxjax._internal import checks
 from auxjax.formulas import joint_generator as generators
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
@@ -72,7 +72,7 @@ def dtg_auxl(
       features: "generated"; "mixed", without the interaction of the two instances; or "source", x~ = p.
       targets: "generated", or "random": the label generator stays as it was drawn, a control.
       jacobian: "held_fixed" differentiates the inner update with y~ a constant in theta; it is a Hessian. "exact" also
-        counts how y~ changes with the params through the features; the field is then no gradient.
+        counts how y~ changes with the params through the features; the field is then not a gradient.
       outer_optimizer: optimiser of the generators; `optax.adam(1e-3)` by default.
       hypergradient: an estimator such as `implicit(neumann(3))`, the default, or one with state.
       warm_start: start each linear solve from the last solution.
@@ -88,55 +88,162 @@ def dtg_auxl(
       ValueError: an impossible option; a model without features or feature loss, or with other shapes (when the state
         is made).
     """
-    numbers = {"auxiliary_weight": auxiliary_weight, "manual_weight": manual_weight}
+    numbers: dict[str, Any] = {"auxiliary_weight": auxiliary_weight, "manual_weight": manual_weight}
     numbers |= {"regularisation_weight": regularisation_weight, "target_weight": target_weight}
-    generation.check_weight("dtg_auxl", **numbers)
-    _check_choice("features", features, ("generated", "mixed", "source"))
-    _check_choice("targets", targets, ("generated", "random"))
-    _check_choice("jacobian", jacobian, ("held_fixed", "exact"))
-    if not (labels is None or callable(labels)):
-        raise TypeError(f"dtg_auxl(labels=): expected a function of the batch or None, got {type(labels).__name__}.")
-    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 2):
-        raise ValueError(f"dtg_auxl(num_classes={num_classes!r}): expected a whole number of at least 2.")
-    options = _Options(
-        generator=_generator(generator, num_generated, task, features, hidden),
-        pairing={"partner": partner, "labels": labels, "num_classes": num_classes},
-        weight=auxiliary_weight,
-        manual_weight=manual_weight,
-        regularisation_weight=regularisation_weight,
-        target_weight=target_weight,
-        source=features == "source",
-        frozen=targets == "random",
-        exact=jacobian == "exact",
-        level=outer_level.make_outer_level("dtg_auxl", outer_optimizer, hypergradient, warm_start, default_rate=1e-3),
-    )
+    checks.number("dtg_auxl", least=0, **numbers)
+    checks.one_of("dtg_auxl", ("generated", "mixed", "source"), features=features)
+    checks.one_of("dtg_auxl", ("generated", "random"), targets=targets)
+    checks.one_of("dtg_auxl", ("held_fixed", "exact"), jacobian=jacobian)
+    if labels is not None:
+        checks.function("dtg_auxl", "a function of the batch or None", labels=labels)
+    if num_classes is not None:
+        checks.count("dtg_auxl", 2, num_classes=num_classes)
+    generator = _generator(generator, num_generated, task, features, hidden)
+    level = outer_level.make_outer_level("dtg_auxl", outer_optimizer, hypergradient, warm_start, default_rate=1e-3)
+
+    def pairs_in(context, out, batch, key) -> Pairs:
+        kinds = {"partner": partner, "labels": labels, "num_classes": num_classes}
+        return pairs_of("dtg_auxl", out, context.model.primary, batch, key, **kinds)
+
+    def features_of(meta, pairs: Pairs) -> jax.Array:
+        """x~ / s, `[n, d]`."""
+        if features == "source":
+            return pairs.primary
+        return generator.features(meta["features"], pairs.primary, pairs.partner)
+
+    def targets_of(meta, pairs: Pairs) -> jax.Array:
+        """y~, `[n, k]`."""
+        params = jax.lax.stop_gradient(meta["targets"]) if targets == "random" else meta["targets"]
+        return generator.targets(params, features_of(meta, pairs), pairs.partner, pairs.labels)
+
+    def collapse_of(pairs, made, labelled) -> generators.InstanceCollapse:
+        sources = (pairs.primary, pairs.partner)
+        return generators.instance_collapse(made, labelled, *sources, task=generator.task, mask=pairs.mask)
+
+    def known_weights(context, out):
+        """`{task: weight}` of the tasks the model has itself."""
+        weights = {name: manual_weight for name in evaluation.auxiliary_tasks(out, context.model.primary)}
+        return {context.model.primary: 1.0} | (weights if checks.is_traced(manual_weight) or manual_weight else {})
+
+    def joint_loss(context, params, model_state, batch, key, meta, labelled=None) -> _Joint:
+        """The inner loss, with targets of these params, held fixed in them, unless others are given."""
+        out = evaluation.evaluate(context.model, params, model_state, batch, key)
+        pairs = pairs_in(context, out, batch, key)
+        if labelled is None:
+            labelled = targets_of(meta, jax.lax.stop_gradient(pairs))
+        made = features_of(meta, pairs)
+        dtype = jax.tree.leaves(out.features)[0].dtype
+        arguments = (params, (pairs.scale * made).astype(dtype), labelled)
+        losses = call(context.model.feature_loss, *arguments, state=model_state)
+        if jnp.shape(losses) != labelled.shape[:1] or not jnp.issubdtype(jnp.result_type(losses), jnp.floating):
+            raise ValueError(
+                f"feature_loss returned {jnp.result_type(losses)}{list(jnp.shape(losses))}; expected floating "
+                f"[{labelled.shape[0]}], one loss per generated instance."
+            )
+        generated = masked_mean(losses, pairs.mask)
+        known = weighted_loss(out.values, known_weights(context, out), masks=out.masks)
+        loss = generation.JointLoss(known + auxiliary_weight * generated, generated, out)
+        return _Joint(loss, pairs, made, labelled)
+
+    def problem_of(context, model_state, key) -> BilevelProblem:
+        """DTG-AuxL as a bilevel problem in the params and the two generators."""
+
+        def inner(params, meta, batch, labelled=None):
+            return joint_loss(context, params, model_state, batch, key, meta, labelled).loss.total
+
+        def update_field(params, meta, batch):
+            out = evaluation.evaluate(context.model, params, model_state, batch, key)
+            labelled = targets_of(meta, pairs_in(context, out, batch, key))
+            return jax.grad(inner)(params, meta, batch, labelled)
+
+        def outer(params, meta, batch):
+            out = evaluation.evaluate(context.model, params, model_state, batch, key)
+            loss = masked_mean(out.values[context.model.primary], evaluation.mask_of(out, context.model.primary))
+            if not checks.is_traced(regularisation_weight) and regularisation_weight == 0:
+                return loss
+            pairs = jax.lax.stop_gradient(pairs_in(context, out, batch, key))
+            collapse = collapse_of(pairs, features_of(meta, pairs), targets_of(meta, pairs))
+            penalty = collapse.copying + collapse.spread + target_weight * collapse.targets
+            return loss + regularisation_weight * penalty
+
+        lower: dict[str, Any] = {"update_field": update_field} if jacobian == "exact" else {"inner": inner}
+        return BilevelProblem(**lower, outer=outer)
+
+    def init(context, state, batch, key):
+        if context.model.feature_loss is None:
+            raise ValueError(
+                "dtg_auxl generates features and labels, and the model has no loss of them. Give "
+                "TaskModel(feature_loss=), a function (params, features, labels) -> [n]: the loss of an auxiliary head "
+                "on given features."
+            )
+        out = evaluation.loss_shapes(context, state, batch, key)
+        names = evaluation.auxiliary_tasks(out, context.model.primary)
+        if partner not in (None, *names):
+            raise ValueError(
+                f"dtg_auxl(partner={partner!r}): the model's auxiliary tasks are {names}. Name one, or None for pairs "
+                "of primary instances."
+            )
+        pairs = jax.eval_shape(partial(pairs_in, context), out, batch, key)
+        meta = generator.init(key, pairs.primary.shape[1], pairs.labels.shape[1], pairs.primary.dtype)
+        if not (isinstance(meta, Mapping) and set(meta) == {"features", "targets"}):
+            raise ValueError("dtg_auxl(generator=): init must return a dict with the keys 'features' and 'targets'.")
+        wanted = pairs.primary.shape
+        found = jax.eval_shape(features_of, meta, pairs).shape
+        if found != wanted:
+            raise ValueError(f"dtg_auxl(generator=) made features of shape {found}; expected {wanted}.")
+        found = jax.eval_shape(targets_of, meta, pairs).shape
+        if len(found) != 2 or found[0] != wanted[0]:
+            raise ValueError(f"dtg_auxl(generator=) made targets of shape {found}; expected [{wanted[0]}, k].")
+        problem = problem_of(context, state.model_state, key)
+        lower = cast(Callable, problem.inner or problem.update_field)
+        jax.eval_shape(lower, state.params, meta, batch)  # what feature_loss returns
+        return outer_level.init_outer(level, problem, state.params, meta, batch, key)
+
+    def inner(context, state, batch, key):
+        def loss(params):
+            joint = joint_loss(context, params, state.model_state, batch, key, state.method.meta)
+            return joint.loss.total, joint
+
+        grads, joint = jax.grad(loss, has_aux=True)(state.params)
+        return descent.descend(context, state, grads, joint.loss.out.state), metrics_of(context, joint)
+
+    def metrics_of(context, joint: _Joint) -> dict[str, jax.Array]:
+        """The common metrics, the generated task's, and `collapse/<term of R>`."""
+        out, dtype = joint.loss.out, joint.loss.total.dtype
+        collapse = collapse_of(joint.pairs, joint.features, joint.targets)._asdict()
+        classes = generator.task == "classification"
+        return {
+            **descent.loss_metrics(out, known_weights(context, out)),
+            "loss/generated": joint.loss.generated,
+            "weight/generated": jnp.asarray(auxiliary_weight, dtype),
+            **{f"collapse/{name}": value for name, value in collapse.items()},
+            **(generation.label_metrics(joint.targets, joint.pairs.mask) if classes else {}),
+        }
+
+    def outer(context, state, inner_batch, outer_batch, key):
+        before = state.method.meta
+
+        def project(meta):
+            # Even without a gradient an optimiser may move them, by weight decay.
+            return {**meta, "targets": before["targets"]} if targets == "random" else meta
+
+        problem = problem_of(context, state.model_state, key)
+        return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, project=project)
 
     def weights(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
-        found = descent.constant_weights(_loss_weights(options, context, out), out)
+        found = evaluation.constant_weights(known_weights(context, out), out)
         primary = found[context.model.primary]
         return found | {"generated": jnp.full(primary.shape, auxiliary_weight, primary.dtype)}
 
-    three = (partial(_init, options), partial(_inner, options), partial(_outer, options))
-    return Method(*three, weights, whole_batch=True)
+    return Method(init, inner, outer, weights, whole_batch=True)
 
 
-class _Options(NamedTuple):
-    generator: generators.JointGenerator
-    pairing: dict
-    weight: float
-    manual_weight: float
-    regularisation_weight: float
-    target_weight: float
-    source: bool
-    frozen: bool
-    exact: bool
-    level: outer_level.OuterLevel
-
-
-def _check_choice(option: str, value: str, choices) -> None:
-    if value not in choices:
-        raise ValueError(f"dtg_auxl({option}={value!r}): expected one of {', '.join(choices)}.")
+class _Joint(NamedTuple):
+    loss: generation.JointLoss
+    pairs: Pairs
+    features: jax.Array  # x~ / s
+    targets: jax.Array
 
 
 def _generator(given, num_generated, task, features, hidden) -> generators.JointGenerator:
@@ -152,155 +259,3 @@ def _generator(given, num_generated, task, features, hidden) -> generators.Joint
     if num_generated is not None or features == "mixed":
         raise ValueError("dtg_auxl(generator=): num_generated and features='mixed' are of the ready-made one.")
     return given
-
-
-def _pairs(options, context, out, batch, key) -> Pairs:
-    return pairs_of("dtg_auxl", out, context.model.primary, batch, key, **options.pairing)
-
-
-def _features(options, meta, pairs: Pairs) -> jax.Array:
-    """x~ / s, `[n, d]`."""
-    if options.source:
-        return pairs.primary
-    return options.generator.features(meta["features"], pairs.primary, pairs.partner)
-
-
-def _targets(options, meta, pairs: Pairs) -> jax.Array:
-    """y~, `[n, k]`."""
-    params = jax.lax.stop_gradient(meta["targets"]) if options.frozen else meta["targets"]
-    return options.generator.targets(params, _features(options, meta, pairs), pairs.partner, pairs.labels)
-
-
-def _collapse(options, pairs, features, targets) -> generators.InstanceCollapse:
-    sources = (pairs.primary, pairs.partner)
-    return generators.instance_collapse(features, targets, *sources, task=options.generator.task, mask=pairs.mask)
-
-
-def _loss_weights(options, context, out):
-    """`{task: weight}` of the tasks the model has itself."""
-    weights = {task: options.manual_weight for task in evaluation.auxiliary_tasks(out, context.model.primary)}
-    return {context.model.primary: 1.0} | (weights if is_traced(options.manual_weight) or options.manual_weight else {})
-
-
-class _Joint(NamedTuple):
-    loss: generation.JointLoss
-    pairs: Pairs
-    features: jax.Array  # x~ / s
-    targets: jax.Array
-
-
-def _joint_loss(options, context, params, model_state, batch, key, meta, targets=None) -> _Joint:
-    """The inner loss, with targets of these params, held fixed in them, unless others are given."""
-    out = evaluation.evaluate(context.model, params, model_state, batch, key)
-    pairs = _pairs(options, context, out, batch, key)
-    if targets is None:
-        targets = _targets(options, meta, jax.lax.stop_gradient(pairs))
-    features = _features(options, meta, pairs)
-    dtype = jax.tree.leaves(out.features)[0].dtype
-    arguments = (params, (pairs.scale * features).astype(dtype), targets)
-    losses = call(context.model.feature_loss, *arguments, state=model_state)
-    if jnp.shape(losses) != targets.shape[:1] or not jnp.issubdtype(jnp.result_type(losses), jnp.floating):
-        raise ValueError(
-            f"feature_loss returned {jnp.result_type(losses)}{list(jnp.shape(losses))}; expected floating "
-            f"[{targets.shape[0]}], one loss per generated instance."
-        )
-    generated = masked_mean(losses, pairs.mask)
-    known = weighted_loss(out.values, _loss_weights(options, context, out), masks=out.masks)
-    return _Joint(generation.JointLoss(known + options.weight * generated, generated, out), pairs, features, targets)
-
-
-def _problem(options, context, model_state, key) -> BilevelProblem:
-    """DTG-AuxL as a bilevel problem in the params and the two generators."""
-
-    def inner(params, meta, batch, targets=None):
-        return _joint_loss(options, context, params, model_state, batch, key, meta, targets).loss.total
-
-    def update_field(params, meta, batch):
-        out = evaluation.evaluate(context.model, params, model_state, batch, key)
-        targets = _targets(options, meta, _pairs(options, context, out, batch, key))
-        return jax.grad(inner)(params, meta, batch, targets)
-
-    def outer(params, meta, batch):
-        out = evaluation.evaluate(context.model, params, model_state, batch, key)
-        loss = masked_mean(out.values[context.model.primary], evaluation.mask_of(out, context.model.primary))
-        if not is_traced(options.regularisation_weight) and options.regularisation_weight == 0:
-            return loss
-        pairs = jax.lax.stop_gradient(_pairs(options, context, out, batch, key))
-        collapse = _collapse(options, pairs, _features(options, meta, pairs), _targets(options, meta, pairs))
-        penalty = collapse.copying + collapse.spread + options.target_weight * collapse.targets
-        return loss + options.regularisation_weight * penalty
-
-    if options.exact:
-        return BilevelProblem(update_field=update_field, outer=outer)
-    return BilevelProblem(inner=inner, outer=outer)
-
-
-def _init(options, context, state, batch, key):
-    if context.model.feature_loss is None:
-        raise ValueError(
-            "dtg_auxl generates features and labels, and the model has no loss of them. Give TaskModel(feature_loss=), "
-            "a function (params, features, labels) -> [n]: the loss of an auxiliary head on given features."
-        )
-    out = evaluation.loss_shapes(context, state, batch, key)
-    names = evaluation.auxiliary_tasks(out, context.model.primary)
-    if options.pairing["partner"] not in (None, *names):
-        raise ValueError(
-            f"dtg_auxl(partner={options.pairing['partner']!r}): the model's auxiliary tasks are {names}. Name one, or "
-            "None for pairs of primary instances."
-        )
-    pairs = jax.eval_shape(partial(_pairs, options, context), out, batch, key)
-    meta = options.generator.init(key, pairs.primary.shape[1], pairs.labels.shape[1], pairs.primary.dtype)
-    _check_generated(options, meta, pairs)
-    problem = _problem(options, context, state.model_state, key)
-    lower = problem.update_field if problem.inner is None else problem.inner
-    assert lower is not None
-    jax.eval_shape(lower, state.params, meta, batch)  # what feature_loss returns
-    return outer_level.init_outer(options.level, problem, state.params, meta, batch, key)
-
-
-def _check_generated(options, meta, pairs) -> None:
-    if not (isinstance(meta, Mapping) and set(meta) == {"features", "targets"}):
-        raise ValueError("dtg_auxl(generator=): init must return a dict with the keys 'features' and 'targets'.")
-    wanted = pairs.primary.shape
-    found = jax.eval_shape(partial(_features, options), meta, pairs).shape
-    if found != wanted:
-        raise ValueError(f"dtg_auxl(generator=) made features of shape {found}; expected {wanted}.")
-    found = jax.eval_shape(partial(_targets, options), meta, pairs).shape
-    if len(found) != 2 or found[0] != wanted[0]:
-        raise ValueError(f"dtg_auxl(generator=) made targets of shape {found}; expected [{wanted[0]}, k].")
-
-
-def _inner(options, context, state, batch, key):
-    def loss(params):
-        joint = _joint_loss(options, context, params, state.model_state, batch, key, state.method.meta)
-        return joint.loss.total, joint
-
-    grads, joint = jax.grad(loss, has_aux=True)(state.params)
-    return descent.descend(context, state, grads, joint.loss.out.state), _metrics(options, context, joint)
-
-
-def _metrics(options, context, joint: _Joint) -> dict[str, jax.Array]:
-    """The common metrics, the generated task's, and `collapse/<term of R>`."""
-    out, dtype = joint.loss.out, joint.loss.total.dtype
-    collapse = _collapse(options, joint.pairs, joint.features, joint.targets)._asdict()
-    classes = options.generator.task == "classification"
-    return {
-        **descent.loss_metrics(out, _loss_weights(options, context, out)),
-        "loss/generated": joint.loss.generated,
-        "weight/generated": jnp.asarray(options.weight, dtype),
-        **{f"collapse/{name}": value for name, value in collapse.items()},
-        **(generation.label_metrics(joint.targets, joint.pairs.mask) if classes else {}),
-    }
-
-
-def _outer(options, context, state, inner_batch, outer_batch, key):
-    problem = _problem(options, context, state.model_state, key)
-    before = state.method.meta
-
-    def project(meta):
-        # Even without a gradient an optimiser may move them, by weight decay.
-        return {**meta, "targets": before["targets"]} if options.frozen else meta
-
-    point = (problem, state.params, state.method, inner_batch, outer_batch, key)
-    new, metrics = outer_level.update_outer(options.level, *point, project=project)
-    return state._replace(method=new), metrics

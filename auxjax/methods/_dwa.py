@@ -7,14 +7,13 @@ with L_k(t) the mean loss over window t, an epoch in the paper. A task whose los
 Reference: Liu, Johns, Davison, 2019, End-to-End Multi-Task Learning with Attention, equation 7.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
@@ -52,39 +51,30 @@ def dwa(*, window: int = 100, temperature: float = 2.0) -> Method:
       has the ratio 1. A window without a label of a task leaves its ratio as it is.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
-    if not isinstance(window, int) or window < 1 or not (is_traced(temperature) or temperature > 0):
-        raise ValueError(
-            f"dwa(window={window}, temperature={temperature}): expected a whole number >= 1 and a number > 0."
+    checks.count("dwa", 1, window=window)
+    checks.number("dwa", above=0, temperature=temperature)
+
+    def weights_of(context, state, out):
+        tasks = sorted(out.values)
+        return evaluation.by_task(tasks, len(tasks) * jax.nn.softmax(state.method.ratios / temperature))
+
+    def inner(context, state, batch, key):
+        grads, out, weights = descent.weighted_gradient(
+            context, state, batch, key, lambda out: weights_of(context, state, out)
         )
+        new = descent.descend(context, state, grads, out.state)
+        return new._replace(method=_observe(window, context, state.method, out)), descent.loss_metrics(out, weights)
 
-    def weights(context, state, batch, key):
-        out = evaluation.loss_shapes(context, state, batch, key)
-        return descent.constant_weights(_weights_of(temperature, sorted(out.values), state.method), out)
-
-    return Method(_init, partial(_inner, window, temperature), weights=weights)
+    return Method(_init, inner, weights=evaluation.reported(weights_of))
 
 
 def _init(context, state, batch, key):
     out = evaluation.loss_shapes(context, state, batch, key)
     evaluation.auxiliary_or_raise("dwa", context, out)
-
     zeros = jnp.zeros(len(out.values), accumulation_dtype(*out.values.values()))
     return DwaState(zeros, zeros, zeros, jnp.ones_like(zeros), jnp.zeros((), jnp.int32))
-
-
-def _weights_of(temperature, tasks, method_state):
-    return evaluation.by_task(tasks, len(tasks) * jax.nn.softmax(method_state.ratios / temperature))
-
-
-def _inner(window, temperature, context, state, batch, key):
-    tasks = sorted(evaluation.loss_shapes(context, state, batch, key).values)
-    weights = _weights_of(temperature, tasks, state.method)
-    grads, out, _ = descent.weighted_gradient(context, state, batch, key, lambda out: weights)
-    method = _observe(window, context, state.method, out)
-    metrics = descent.loss_metrics(out, weights)
-    return descent.descend(context, state, grads, out.state)._replace(method=method), metrics
 
 
 def _observe(window, context, previous, out) -> DwaState:

@@ -7,7 +7,7 @@ The two differ by a factor of 1 + K in the effective learning rate, which matter
 seldom say which.
 """
 
-from auxjax._internal.tracing import is_traced
+from auxjax._internal import checks
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
@@ -25,22 +25,13 @@ def equal(*, auxiliary_weight: float = 1.0, reduction: str = "sum") -> Method:
       A `Method` without an outer level. Cost: one gradient of the joint loss.
 
     Raises:
-      ValueError: a negative weight or another reduction.
+      TypeError, ValueError: not a finite weight of at least 0, or another reduction.
     """
-    if not is_traced(auxiliary_weight) and not auxiliary_weight >= 0:
-        raise ValueError(f"equal(auxiliary_weight={auxiliary_weight}): expected a number >= 0.")
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"equal(reduction={reduction!r}): expected 'sum' or 'mean'.")
+    checks.number("equal", least=0, auxiliary_weight=auxiliary_weight)
+    checks.one_of("equal", ("sum", "mean"), reduction=reduction)
 
-    def weights_of(context, out):
+    def weights_of(context, state, out):
         scale = 1.0 if reduction == "sum" else 1.0 / len(out.values)
         return {task: scale * (1.0 if task == context.model.primary else auxiliary_weight) for task in out.values}
 
-    def inner(context, state, batch, key):
-        return descent.weighted_update(context, state, batch, key, lambda out: weights_of(context, out))
-
-    def weights(context, state, batch, key):
-        out = evaluation.loss_shapes(context, state, batch, key)
-        return descent.constant_weights(weights_of(context, out), out)
-
-    return Method(init=lambda *_: (), inner=inner, weights=weights)
+    return Method(init=lambda *_: (), inner=descent.weighted_by(weights_of), weights=evaluation.reported(weights_of))

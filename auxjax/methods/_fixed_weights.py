@@ -4,8 +4,9 @@ min_theta  sum_k w_k L_k
 """
 
 from collections.abc import Mapping
+from typing import Any
 
-from auxjax._internal.tracing import is_traced
+from auxjax._internal import checks
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
@@ -22,28 +23,20 @@ def fixed_weights(*, weights: Mapping[str, float]) -> Method:
       A `Method` without an outer level. Cost: one gradient of the joint loss.
 
     Raises:
-      TypeError: `weights` is no mapping.
-      ValueError: a weight that is not finite; a name that is no task (when the state is made).
+      TypeError: `weights` is not a mapping.
+      ValueError: a weight that is not finite; a name that is not a task (when the state is made).
     """
     if not isinstance(weights, Mapping):
         raise TypeError(f"fixed_weights(weights=): expected {{task: weight}}, got {type(weights).__name__}.")
-    for task, weight in weights.items():
-        if not is_traced(weight) and not -float("inf") < weight < float("inf"):
-            raise ValueError(f"fixed_weights(weights=): the weight of {task!r} is {weight}; expected a finite number.")
-    chosen = {task: weight if is_traced(weight) else float(weight) for task, weight in weights.items()}
+    numbers: dict[str, Any] = {f"weights[{task!r}]": weight for task, weight in weights.items()}
+    checks.number("fixed_weights", **numbers)
+    chosen = {task: weight if checks.is_traced(weight) else float(weight) for task, weight in weights.items()}
 
     def init(context, state, batch, key):
-        out = evaluation.loss_shapes(context, state, batch, key)
-        unknown = sorted(set(chosen) - set(out.values))
-        if unknown:
-            raise ValueError(f"fixed_weights(weights=) names {unknown[0]!r}; the model has {sorted(out.values)}.")
+        evaluation.check_names("fixed_weights(weights=)", chosen, evaluation.loss_shapes(context, state, batch, key))
         return ()
 
-    def inner(context, state, batch, key):
-        return descent.weighted_update(context, state, batch, key, lambda out: {context.model.primary: 1.0, **chosen})
+    def weights_of(context, state, out):
+        return {context.model.primary: 1.0, **chosen}
 
-    def weights_of(context, state, batch, key):
-        out = evaluation.loss_shapes(context, state, batch, key)
-        return descent.constant_weights({context.model.primary: 1.0, **chosen}, out)
-
-    return Method(init=init, inner=inner, weights=weights_of)
+    return Method(init=init, inner=descent.weighted_by(weights_of), weights=evaluation.reported(weights_of))

@@ -11,15 +11,15 @@ Deep Multitask Networks, ICML, equations 1 and 2.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.formulas.partition import mask_by_path
 from auxjax.formulas.task_gradients import squared_norms, task_gradients
 from auxjax.interface import Method
@@ -72,91 +72,61 @@ def gradnorm(
       the batch keeps its weight, and the others are balanced among themselves.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
-    if not is_traced(asymmetry, smallest) and (not 0 <= asymmetry < float("inf") or not 0 <= smallest < 1):
-        raise ValueError(
-            f"gradnorm(asymmetry={asymmetry}, smallest={smallest}): expected asymmetry >= 0, 0 <= smallest < 1."
-        )
+    checks.number("gradnorm", least=0, asymmetry=asymmetry)
+    checks.number("gradnorm", least=0, below=1, smallest=smallest)
     optimizer = optax.adam(0.025) if outer_optimizer is None else outer_optimizer
-    options = _Options(optimizer, asymmetry, layer, weigh_primary, smallest, chunk)
+    balanced = slice(0 if weigh_primary else 1, None)
 
-    def weights(context, state, batch, key):
+    def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
-        return descent.constant_weights(_weights_of(context, state.method.weights, out), out)
+        evaluation.auxiliary_or_raise("gradnorm", context, out)
+        first = evaluation.loss_vector(context, state, batch, key)(state.params)
+        weights = jnp.ones(first.shape, accumulation_dtype(first))
+        return GradnormState(weights, optimizer.init(weights), first.astype(weights.dtype))
 
-    def inner(context, state, batch, key):
-        return descent.weighted_update(
-            context, state, batch, key, lambda out: _weights_of(context, state.method.weights, out)
-        )
+    def weights_of(context, state, out):
+        return evaluation.by_task(evaluation.all_tasks(context, out), state.method.weights)
 
-    return Method(partial(_init, options), inner, partial(_outer, options), weights)
+    def outer(context, state, inner_batch, outer_batch, key):
+        del outer_batch  # GradNorm has no held-out set
+        previous = state.method
+        losses = evaluation.loss_vector(context, state, inner_batch, key)
+        trunk = evaluation.trunk_of(context, state.params) if layer is None else mask_by_path(state.params, layer)
+        tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="gradnorm")
+        dtype = previous.weights.dtype
+        norms = jnp.sqrt(squared_norms(tasks, chunk=chunk)).astype(dtype)
+        now = tasks.losses.astype(dtype)
+        first = jnp.where(previous.first == 0, now, previous.first)
+        seen = evaluation.labelled_in_batch(context, state, inner_batch, key)
+        weights, metrics, opt_state = balance(previous, norms, now, first, seen)
+        names = evaluation.all_tasks(context, evaluation.loss_shapes(context, state, inner_batch, key))
+        metrics |= {f"gradient_norm/{name}": norm for name, norm in evaluation.by_task(names, norms).items()}
+        return state._replace(method=GradnormState(weights, opt_state, first)), metrics
 
+    def balance(previous, norms, now, first, seen):
+        """One step on the weights: `(weights, metrics, opt_state)`."""
+        there = seen[balanced]
+        usable = (there & (first > 0)[balanced] & (now > 0)[balanced]).astype(norms.dtype)
+        progress = jnp.where(usable > 0, now[balanced] / jnp.where(usable > 0, first[balanced], 1.0), 0.0)
+        rates = jnp.where(usable > 0, progress / jnp.where(usable > 0, _mean(progress, usable), 1.0), 1.0)
+        scaled = (previous.weights * norms)[balanced]
+        targets = _mean(scaled, there.astype(norms.dtype)) * rates**asymmetry
+        # d/dw_k |w_k n_k - target_k|
+        differences = jnp.where(there, scaled - targets, 0.0)
+        slopes = jnp.zeros_like(norms).at[balanced].set(norms[balanced] * jnp.sign(differences))
+        updates, opt_state = optimizer.update(slopes, previous.opt_state, previous.weights)
+        opt_state = descent.keep_unseen(seen, opt_state, previous.opt_state)
+        before = previous.weights[balanced]
+        moved = jnp.maximum(descent.apply_updates(previous.weights, updates)[balanced], smallest)
+        # The weights sum to the number of tasks; those without a label keep theirs.
+        left = len(before) - jnp.sum(jnp.where(there, 0.0, before))
+        total = jnp.sum(jnp.where(there, moved, 0.0))
+        after = jnp.where(there, moved * left / positive_or_one(total), before)
+        return previous.weights.at[balanced].set(after), {"gradnorm_loss": jnp.sum(jnp.abs(differences))}, opt_state
 
-class _Options(NamedTuple):
-    optimizer: optax.GradientTransformation
-    asymmetry: float
-    layer: Callable[[str], bool] | None
-    weigh_primary: bool
-    smallest: float
-    chunk: int
-
-
-def _init(options, context, state, batch, key):
-    out = evaluation.loss_shapes(context, state, batch, key)
-    evaluation.auxiliary_or_raise("gradnorm", context, out)
-    first = evaluation.loss_vector(context, state, batch, key)(state.params)
-    weights = jnp.ones(first.shape, accumulation_dtype(first))
-    return GradnormState(weights, options.optimizer.init(weights), first.astype(weights.dtype))
-
-
-def _weights_of(context, weights, out):
-    names = [context.model.primary, *evaluation.auxiliary_tasks(out, context.model.primary)]
-    return dict(zip(names, weights, strict=True))
-
-
-def _outer(options, context, state, inner_batch, outer_batch, key):
-    del outer_batch  # GradNorm has no held-out set
-    previous = state.method
-    losses = evaluation.loss_vector(context, state, inner_batch, key)
-    trunk = (
-        evaluation.trunk_of(context, state.params)
-        if options.layer is None
-        else mask_by_path(state.params, options.layer)
-    )
-    tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="gradnorm")
-    dtype = previous.weights.dtype
-    norms = jnp.sqrt(squared_norms(tasks, chunk=options.chunk)).astype(dtype)
-    now = tasks.losses.astype(dtype)
-    first = jnp.where(previous.first == 0, now, previous.first)
-    seen = evaluation.labelled_in_batch(context, state, inner_batch, key)
-    weights, metrics, opt_state = _balance(options, previous, norms, now, first, seen)
-    names = list(_weights_of(context, weights, evaluation.loss_shapes(context, state, inner_batch, key)))
-    metrics |= {f"gradient_norm/{name}": norm for name, norm in zip(names, norms, strict=True)}
-    return state._replace(method=GradnormState(weights, opt_state, first)), metrics
-
-
-def _balance(options, previous, norms, now, first, seen):
-    """One step on the weights: `(weights, metrics, opt_state)`."""
-    balanced = slice(0 if options.weigh_primary else 1, None)
-    there = seen[balanced]
-    usable = (there & (first > 0)[balanced] & (now > 0)[balanced]).astype(norms.dtype)
-    progress = jnp.where(usable > 0, now[balanced] / jnp.where(usable > 0, first[balanced], 1.0), 0.0)
-    rates = jnp.where(usable > 0, progress / jnp.where(usable > 0, _mean(progress, usable), 1.0), 1.0)
-    scaled = (previous.weights * norms)[balanced]
-    targets = _mean(scaled, there.astype(norms.dtype)) * rates**options.asymmetry
-    # d/dw_k |w_k n_k - target_k|
-    differences = jnp.where(there, scaled - targets, 0.0)
-    slopes = jnp.zeros_like(norms).at[balanced].set(norms[balanced] * jnp.sign(differences))
-    updates, opt_state = options.optimizer.update(slopes, previous.opt_state, previous.weights)
-    opt_state = descent.keep_unseen(seen, opt_state, previous.opt_state)
-    before = previous.weights[balanced]
-    moved = jnp.maximum(descent.apply_updates(previous.weights, updates)[balanced], options.smallest)
-    # The weights sum to the number of tasks; those without a label keep theirs.
-    left = len(before) - jnp.sum(jnp.where(there, 0.0, before))
-    total = jnp.sum(jnp.where(there, moved, 0.0))
-    after = jnp.where(there, moved * left / jnp.where(total > 0, total, 1.0), before)
-    return previous.weights.at[balanced].set(after), {"gradnorm_loss": jnp.sum(jnp.abs(differences))}, opt_state
+    return Method(init, descent.weighted_by(weights_of), outer, evaluation.reported(weights_of))
 
 
 def _mean(values, counted):

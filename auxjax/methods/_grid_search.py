@@ -9,12 +9,12 @@ bound to beat.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.losses import masked_mean
 from auxjax.interface import Method
@@ -71,52 +71,46 @@ def grid_search(
     grid = [tuple(values)] if candidates is None else [tuple(candidate.values()) for candidate in candidates]
     if not grid or (not grid[0] and candidates is None):
         raise ValueError("grid_search got an empty grid: give values=(0.1, 1.0) or candidates=[{'task': 0.1}, ...].")
-    if not all(-float("inf") < weight < float("inf") for row in grid for weight in row):
-        raise ValueError(f"grid_search: a weight is not finite in {values if candidates is None else candidates}.")
-    options = _Options(tuple(values), None if candidates is None else tuple(map(dict, candidates)), limit)
+    for weight in itertools.chain(*grid):
+        checks.number("grid_search", weight=weight)
+    checks.count("grid_search", 1, limit=limit)
 
-    def weights(context, state, batch, key):
+    def grid_of(names) -> list[Mapping[str, float]]:
+        if candidates is None:
+            size = len(values) ** len(names)
+            if size > limit:
+                raise ValueError(
+                    f"grid_search: {len(values)} values for {len(names)} tasks are {size} candidates, and "
+                    f"limit={limit}. Give fewer values, or candidates=[{{task: weight}}, ...]."
+                )
+            return [dict(zip(names, row, strict=True)) for row in itertools.product(values, repeat=len(names))]
+        if len(candidates) > limit:
+            raise ValueError(f"grid_search: {len(candidates)} candidates, and limit={limit}.")
+        unknown = sorted({task for candidate in candidates for task in candidate} - set(names))
+        if unknown:
+            raise ValueError(f"grid_search(candidates=) names {unknown[0]!r}; the auxiliary tasks are {names}.")
+        return list(candidates)
+
+    def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
-        return descent.constant_weights(_selected(state.method.weights, state.method.selected), out)
+        names = evaluation.auxiliary_or_raise("grid_search", context, out)
+        grid = grid_of(names)
+        dtype = accumulation_dtype(out.values)
+        weights = {name: jnp.array([candidate.get(name, 0.0) for candidate in grid], dtype) for name in names}
+        weights[context.model.primary] = jnp.ones((len(grid),), dtype)
+        # Key arrays among the leaves have no broadcast of their own dtype: stacking serves all kinds.
+        copies = jax.tree.map(
+            lambda leaf: jnp.stack([leaf] * len(grid)), (state.params, state.opt_state, state.model_state)
+        )
+        params, opt_state, model_state = copies
+        scores = jnp.zeros((len(grid),), dtype)
+        return GridState(weights, params, opt_state, model_state, scores, jnp.zeros((), jnp.int32))
 
-    return Method(partial(_init, options), _inner, _outer, weights)
-
-
-class _Options(NamedTuple):
-    values: tuple[float, ...]
-    candidates: tuple[dict[str, float], ...] | None
-    limit: int
-
-
-def _grid(options, names) -> list[dict[str, float]]:
-    if options.candidates is None:
-        size = len(options.values) ** len(names)
-        if size > options.limit:
-            raise ValueError(
-                f"grid_search: {len(options.values)} values for {len(names)} tasks are {size} candidates, and "
-                f"limit={options.limit}. Give fewer values, or candidates=[{{task: weight}}, ...]."
-            )
-        return [dict(zip(names, row, strict=True)) for row in itertools.product(options.values, repeat=len(names))]
-    if len(options.candidates) > options.limit:
-        raise ValueError(f"grid_search: {len(options.candidates)} candidates, and limit={options.limit}.")
-    unknown = sorted({task for candidate in options.candidates for task in candidate} - set(names))
-    if unknown:
-        raise ValueError(f"grid_search(candidates=) names {unknown[0]!r}; the auxiliary tasks are {names}.")
-    return list(options.candidates)
+    return Method(init, _inner, _outer, evaluation.reported(_weights_of))
 
 
-def _init(options, context, state, batch, key):
-    out = evaluation.loss_shapes(context, state, batch, key)
-    names = evaluation.auxiliary_or_raise("grid_search", context, out)
-    grid = _grid(options, names)
-    dtype = accumulation_dtype(out.values)
-    weights = {name: jnp.array([candidate.get(name, 0.0) for candidate in grid], dtype) for name in names}
-    weights[context.model.primary] = jnp.ones((len(grid),), dtype)
-    # Key arrays among the leaves have no broadcast of their own dtype: stacking serves all kinds.
-    params, opt_state, model_state = jax.tree.map(
-        lambda leaf: jnp.stack([leaf] * len(grid)), (state.params, state.opt_state, state.model_state)
-    )
-    return GridState(weights, params, opt_state, model_state, jnp.zeros((len(grid),), dtype), jnp.zeros((), jnp.int32))
+def _weights_of(context, state, out):
+    return _selected(state.method.weights, state.method.selected)
 
 
 def _selected(tree, index):

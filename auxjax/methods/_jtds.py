@@ -15,13 +15,15 @@ The free table of weights, one per example and task, that the paper compares wit
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method, no_reduction
@@ -71,9 +73,9 @@ def jtds(
         Without it the filter has to follow the scale of the losses as training goes on and can end with the wrong sign.
       schedule_primary: weigh the primary task's examples, too; False gives them all weight 1.
       jacobian: "held_fixed" differentiates the inner update as the paper does, the weights constants in it.
-        "exact" also counts how the weights change with the params through losses and features: the field is then no
-        gradient, and the system is solved with its transpose. Inside `pmap` every replica then takes the whole batch,
-        for the means of the standardisation must not be differentiated there.
+        "exact" also counts how the weights change with the params through losses and features: the field is then
+        not a gradient, and the system is solved with its transpose. Inside `pmap` every replica then takes the whole
+        batch, for the means of the standardisation must not be differentiated there.
       warm_start: start each linear solve from the last solution; costs the memory of one copy of the params.
 
     Returns:
@@ -84,119 +86,95 @@ def jtds(
     Raises:
       ValueError: an unknown option; a model without features (when the state is made).
     """
-    if activation not in ("sigmoid", "softplus"):
-        raise ValueError(f"jtds(activation={activation!r}): expected 'sigmoid' or 'softplus'.")
-    if jacobian not in ("held_fixed", "exact"):
-        raise ValueError(f"jtds(jacobian={jacobian!r}): expected 'held_fixed' or 'exact'.")
-    options = _Options(
-        level=outer_level.make_outer_level("jtds", outer_optimizer, hypergradient, warm_start),
-        squash={"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}[activation],
-        standardise=standardise,
-        schedule_primary=schedule_primary,
-        exact=jacobian == "exact",
-    )
+    checks.one_of("jtds", ("sigmoid", "softplus"), activation=activation)
+    checks.one_of("jtds", ("held_fixed", "exact"), jacobian=jacobian)
+    level = outer_level.make_outer_level("jtds", outer_optimizer, hypergradient, warm_start)
+    activate = {"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}[activation]
 
-    def inner(context, state, batch, key):
-        schedule = state.method.meta
-        return descent.weighted_update(
-            context, state, batch, key, lambda out: _weights_of(options, context, schedule, out)
-        )
+    def init(context, state, batch, key):
+        out = evaluation.loss_shapes(context, state, batch, key)
+        tasks = sorted(out.values) if schedule_primary else evaluation.auxiliary_tasks(out, context.model.primary)
+        if not tasks:
+            raise ValueError("jtds(schedule_primary=False) has nothing to schedule: the model has no auxiliary task.")
+        schedule = {
+            task: _init_schedule(jax.random.fold_in(key, index), evaluation.features_of("jtds", out, task))
+            for index, task in enumerate(tasks)
+        }
+        problem = problem_of(context, state.model_state, key)
+        return outer_level.init_outer(level, problem, state.params, schedule, batch, key)
 
-    def weights(context, state, batch, key):
-        out = evaluation.evaluate(context.model, state.params, state.model_state, batch, key)
-        return descent.constant_weights(_weights_of(options, context, state.method.meta, out), out)
+    def weigh(reduce, part, losses, features, mask):
+        """One task's weights, `[n]`."""
+        losses, features = losses.astype(part.importance.dtype), features.astype(part.importance.dtype)
+        if mask is not None:  # what is not labelled may be NaN, and 0 times NaN is NaN in the scheduler's gradient
+            losses = jnp.where(mask, losses, jnp.zeros_like(losses))
+            features = jnp.where(mask[:, None], features, jnp.zeros_like(features))
+        filtered = standardised(losses, mask, reduce) if standardise else losses
+        believed = jax.nn.sigmoid(part.slope * filtered + part.offset)
+        return activate(part.importance) * activate(features @ part.prototype) * believed
 
-    through_means = options.exact and standardise
-    return Method(partial(_init, options), inner, partial(_outer, options), weights, whole_batch=through_means)
+    def schedule_weights(context, schedule, out):
+        """`{task: [n_task]}`. Tasks of one shape and dtype are weighed together, as a matrix and not one by one."""
+        weights = {} if schedule_primary else {context.model.primary: 1.0}
+        for tasks in _alike(schedule, out):
+            parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(schedule[task] for task in tasks))
+            losses = jnp.stack([out.values[task] for task in tasks])
+            shared = not isinstance(out.features, Mapping)
+            rows = out.features if shared else jnp.stack([evaluation.features_of("jtds", out, task) for task in tasks])
+            found = [mask for task in tasks if (mask := evaluation.mask_of(out, task)) is not None]
+            masks = jnp.stack(found) if found else None
+            axes = (0, 0, None if shared else 0, None if masks is None else 0)
+            weighed = jax.vmap(partial(weigh, context.reduce), in_axes=axes)(parts, losses, rows, masks)
+            weights |= evaluation.by_task(tasks, weighed)
+        return weights
 
+    def weights_of(context, state, out):
+        return schedule_weights(context, state.method.meta, out)
 
-class _Options(NamedTuple):
-    level: outer_level.OuterLevel
-    squash: Callable
-    standardise: bool
-    schedule_primary: bool
-    exact: bool
+    def problem_of(context, model_state, key) -> BilevelProblem:
+        """JTDS as a bilevel problem in the params and the schedule."""
 
+        def evaluate(params, batch):
+            return evaluation.evaluate(context.model, params, model_state, batch, key)
 
-def _init(options, context, state, batch, key):
-    out = evaluation.loss_shapes(context, state, batch, key)
-    tasks = sorted(out.values) if options.schedule_primary else evaluation.auxiliary_tasks(out, context.model.primary)
-    if not tasks:
-        raise ValueError("jtds(schedule_primary=False) has nothing to schedule: the model has no auxiliary task.")
-    schedule = {
-        task: _init_schedule(jax.random.fold_in(key, index), evaluation.features_of("jtds", out, task))
-        for index, task in enumerate(tasks)
-    }
-    problem = _problem(options, context, state.model_state, key)
-    return outer_level.init_outer(options.level, problem, state.params, schedule, batch, key)
-
-
-def _weights_of(options, context, schedule, out):
-    """`{task: [n_task]}`. Tasks of one shape and dtype are weighed together, as a matrix and not one by one."""
-    shared = not isinstance(out.features, Mapping)
-    alike = {}
-    for task in schedule:
-        losses, features = out.values[task], evaluation.features_of("jtds", out, task)
-        key = (losses.shape, losses.dtype, features.shape, features.dtype, evaluation.mask_of(out, task) is None)
-        alike.setdefault(key, []).append(task)
-    weights = {} if options.schedule_primary else {context.model.primary: 1.0}
-    for tasks in alike.values():
-        parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(schedule[task] for task in tasks))
-        losses = jnp.stack([out.values[task] for task in tasks])
-        features = out.features if shared else jnp.stack([evaluation.features_of("jtds", out, task) for task in tasks])
-        masks = [mask for task in tasks if (mask := evaluation.mask_of(out, task)) is not None]
-        masks = jnp.stack(masks) if masks else None
-        weigh = partial(_weigh, options, context.reduce)
-        weigh = jax.vmap(weigh, in_axes=(0, 0, None if shared else 0, None if masks is None else 0))
-        weights |= evaluation.by_task(tasks, weigh(parts, losses, features, masks))
-    return weights
-
-
-def _weigh(options, reduce, part, losses, features, mask):
-    """One task's weights, `[n]`."""
-    losses, features = losses.astype(part.importance.dtype), features.astype(part.importance.dtype)
-    if mask is not None:  # what is not labelled may be NaN, and 0 times NaN is NaN in the scheduler's gradient
-        losses = jnp.where(mask, losses, jnp.zeros_like(losses))
-        features = jnp.where(mask[:, None], features, jnp.zeros_like(features))
-    filtered = standardised(losses, mask, reduce) if options.standardise else losses
-    believed = jax.nn.sigmoid(part.slope * filtered + part.offset)
-    return options.squash(part.importance) * options.squash(features @ part.prototype) * believed
-
-
-def _problem(options, context, model_state, key) -> BilevelProblem:
-    """JTDS as a bilevel problem in the params and the schedule."""
-    model = context.model
-
-    def evaluate(params, batch):
-        return evaluation.evaluate(model, params, model_state, batch, key)
-
-    def inner_loss(params, schedule, batch):
-        out = evaluate(params, batch)
-        weights = _weights_of(options, context, schedule, jax.lax.stop_gradient(out))
-        return weighted_loss(out.values, weights, masks=out.masks)
-
-    def update_field(params, schedule, batch):
-        weights = _weights_of(options, context, schedule, evaluate(params, batch))
-
-        def loss(variables):
-            out = evaluate(variables, batch)
+        def inner_loss(params, schedule, batch):
+            out = evaluate(params, batch)
+            weights = schedule_weights(context, schedule, jax.lax.stop_gradient(out))
             return weighted_loss(out.values, weights, masks=out.masks)
 
-        return jax.grad(loss)(params)
+        def update_field(params, schedule, batch):
+            weights = schedule_weights(context, schedule, evaluate(params, batch))
 
-    outer, reduce = outer_level.primary_loss(context, model_state, key), outer_level.reduction(context)
-    if options.exact:
-        return BilevelProblem(update_field=update_field, outer=outer, reduce=reduce)
-    return BilevelProblem(inner=inner_loss, outer=outer, reduce=reduce)
+            def loss(variables):
+                out = evaluate(variables, batch)
+                return weighted_loss(out.values, weights, masks=out.masks)
+
+            return jax.grad(loss)(params)
+
+        lower: dict[str, Any] = {"update_field": update_field} if jacobian == "exact" else {"inner": inner_loss}
+        outer_loss = outer_level.primary_loss(context, model_state, key)
+        return BilevelProblem(**lower, outer=outer_loss, reduce=outer_level.reduction(context))
+
+    def outer(context, state, inner_batch, outer_batch, key):
+        problem = problem_of(context, state.model_state, key)
+        state, metrics = outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key)
+        metrics |= {f"slope/{task}": part.slope for task, part in state.method.meta.items()}
+        metrics |= {f"offset/{task}": part.offset for task, part in state.method.meta.items()}
+        return state, metrics
+
+    weights = evaluation.reported(weights_of, from_losses=True)
+    through_means = jacobian == "exact" and standardise
+    return Method(init, descent.weighted_by(weights_of), outer, weights, whole_batch=through_means)
 
 
-def _outer(options, context, state, inner_batch, outer_batch, key):
-    problem = _problem(options, context, state.model_state, key)
-    point = (problem, state.params, state.method, inner_batch, outer_batch, key)
-    new, metrics = outer_level.update_outer(options.level, *point)
-    metrics |= {f"slope/{task}": part.slope for task, part in new.meta.items()}
-    metrics |= {f"offset/{task}": part.offset for task, part in new.meta.items()}
-    return state._replace(method=new), metrics
+def _alike(schedule, out) -> list[list[str]]:
+    """The tasks of a schedule, those of one shape and dtype together."""
+    groups = {}
+    for task in schedule:
+        losses, features = out.values[task], evaluation.features_of("jtds", out, task)
+        kind = (losses.shape, losses.dtype, features.shape, features.dtype, evaluation.mask_of(out, task) is None)
+        groups.setdefault(kind, []).append(task)
+    return list(groups.values())
 
 
 def standardised(losses: jax.Array, mask: jax.Array | None, reduce: Callable = no_reduction) -> jax.Array:
@@ -210,9 +188,9 @@ def standardised(losses: jax.Array, mask: jax.Array | None, reduce: Callable = n
     labelled = jnp.ones(losses.shape, bool) if mask is None else mask
     safe = jnp.where(labelled, losses, jnp.zeros((), losses.dtype))
     centred = jnp.where(labelled, safe - reduce(masked_mean(safe, labelled)), jnp.zeros((), losses.dtype))
-    # First to a size of 1, held fixed: losses that are memorised would be lost beside the 1e-12.
+    # First to a size of 1, held fixed: memorised (near-zero) losses would be lost beside the 1e-12.
     peak = reduce(jax.lax.stop_gradient(jnp.max(jnp.abs(centred))))
-    centred = centred / jnp.where(peak > 0, peak, jnp.ones_like(peak))
+    centred = centred / positive_or_one(peak)
     # Under the root: its derivative at 0 is finite, so equal losses do not make NaN in the exact Jacobian.
     return centred * jax.lax.rsqrt(reduce(masked_mean(centred**2, labelled)) + 1e-12)
 

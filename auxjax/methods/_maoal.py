@@ -11,22 +11,18 @@ Reference: Chen, Wang, Liu, Zhu, 2022, Module-Aware Optimization for Auxiliary L
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method, no_reduction
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation, outer_level
 from auxjax.methods.shared.module_weights import mixed_field, modules_of
-
-_CONSTRAINTS = ("relu", "softplus", "projection")
 
 
 @register("hypergradient", needs={"auxiliary", "outer_batch"})
@@ -64,104 +60,74 @@ def maoal(
       modules; `importance/<module>/<task>` is v(Lambda), `dead` the share of entries that the relu has stopped.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
-    if constraint not in _CONSTRAINTS:
-        raise ValueError(f"maoal(constraint={constraint!r}): expected one of {', '.join(_CONSTRAINTS)}.")
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"maoal(reduction={reduction!r}): expected 'sum' or 'mean'.")
-    if not is_traced(auxiliary_weight) and not 0 <= auxiliary_weight < float("inf"):
-        raise ValueError(f"maoal(auxiliary_weight={auxiliary_weight}): expected a finite number >= 0.")
-    options = _Options(
-        module_of=module_of or (lambda path: path.split("/")[0]),
-        level=outer_level.make_outer_level("maoal", outer_optimizer, hypergradient, warm_start),
-        constraint=constraint,
-        auxiliary_weight=auxiliary_weight,
-        mean=reduction == "mean",
-    )
+    checks.one_of("maoal", ("relu", "softplus", "projection"), constraint=constraint)
+    checks.one_of("maoal", ("mean", "sum"), reduction=reduction)
+    checks.number("maoal", least=0, auxiliary_weight=auxiliary_weight)
+    level = outer_level.make_outer_level("maoal", outer_optimizer, hypergradient, warm_start)
+    importance = {"relu": jax.nn.relu, "softplus": jax.nn.softplus, "projection": lambda raw: raw}[constraint]
 
-    def weights(context, state, batch, key):
-        out = evaluation.loss_shapes(context, state, batch, key)
-        return descent.constant_weights(_mean_weights(options, context, state.method.meta, out), out)
+    def modules_in(context, params):
+        return modules_of(context, params, module_of or (lambda path: path.split("/")[0]))
 
-    return Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
-
-
-class _Options(NamedTuple):
-    module_of: Callable[[str], str]
-    level: outer_level.OuterLevel
-    constraint: str
-    auxiliary_weight: float
-    mean: bool
-
-    def importance(self, raw):
-        """v(Lambda), at least 0."""
-        return {"relu": jax.nn.relu, "softplus": jax.nn.softplus, "projection": lambda x: x}[self.constraint](raw)
-
-    def scale(self, num_tasks: int) -> float:
+    def scale_of(raw):
         """s c."""
-        return self.auxiliary_weight / num_tasks if self.mean else self.auxiliary_weight
+        return auxiliary_weight / raw.shape[1] if reduction == "mean" else auxiliary_weight
 
+    def init(context, state, batch, key):
+        out = evaluation.loss_shapes(context, state, batch, key)
+        names = evaluation.auxiliary_or_raise("maoal", context, out)
+        modules = modules_in(context, state.params)
+        dtype = accumulation_dtype(out.values)
+        start = jnp.log(jnp.expm1(jnp.ones((), dtype))) if constraint == "softplus" else jnp.ones((), dtype)
+        raw = jnp.full((len(modules.names), len(names)), start, dtype)
+        problem = problem_of(context, state, key)
+        return outer_level.init_outer(level, problem, state.params, raw, batch, key)
 
-def _init(options, context, state, batch, key):
-    out = evaluation.loss_shapes(context, state, batch, key)
-    names = evaluation.auxiliary_or_raise("maoal", context, out)
-    modules = modules_of(context, state.params, options.module_of)
-    dtype = accumulation_dtype(out.values)
-    start = jnp.log(jnp.expm1(jnp.ones((), dtype))) if options.constraint == "softplus" else jnp.ones((), dtype)
-    raw = jnp.full((len(modules.names), len(names)), start, dtype)
-    problem = _problem(options, context, state, key)
-    return outer_level.init_outer(options.level, problem, state.params, raw, batch, key)
+    def weights_of(context, state, out):
+        """The weights, averaged over modules."""
+        raw = state.method.meta
+        return evaluation.beside_primary(context, out, scale_of(raw) * jnp.mean(importance(raw), axis=0))
 
+    def field_of(context, state, raw, batch, key):
+        """`(field, losses)` at `state.params`."""
 
-def _mean_weights(options, context, raw, out):
-    names = evaluation.auxiliary_tasks(out, context.model.primary)
-    means = options.scale(len(names)) * jnp.mean(options.importance(raw), axis=0)
-    return {context.model.primary: 1.0, **dict(zip(names, means, strict=True))}
+        def mixture(tasks):
+            weights = scale_of(raw) * importance(raw).astype(tasks.losses.dtype)
+            return jnp.concatenate([jnp.ones((len(weights), 1), weights.dtype), weights], axis=1)
 
+        modules = modules_in(context, state.params)
+        return mixed_field("maoal", context, state, batch, key, modules, scale_of(raw), mixture)[:2]
 
-def _field(options, context, state, raw, batch, key):
-    """`(field, losses)` at `state.params`."""
-    modules = modules_of(context, state.params, options.module_of)
-    scale = options.scale(raw.shape[1])
+    def problem_of(context, state, key) -> BilevelProblem:
+        local = context._replace(reduce=no_reduction)  # the problem averages what it computes by itself
 
-    def weights_of(tasks):
-        importance = scale * options.importance(raw).astype(tasks.losses.dtype)
-        return jnp.concatenate([jnp.ones((len(importance), 1), importance.dtype), importance], axis=1)
+        def update_field(params, raw, batch):
+            return field_of(local, state._replace(params=params), raw, batch, key)[0]
 
-    return mixed_field("maoal", context, state, batch, key, modules, scale, weights_of)[:2]
+        outer = outer_level.primary_loss(context, state.model_state, key)
+        return BilevelProblem(update_field=update_field, outer=outer, reduce=outer_level.reduction(context))
 
+    def inner(context, state, batch, key):
+        field, out = field_of(context, state, state.method.meta, batch, key)
+        metrics = descent.loss_metrics(out, weights_of(context, state, out))
+        return descent.descend(context, state, field, out.state), metrics
 
-def _problem(options, context, state, key) -> BilevelProblem:
-    local = context._replace(reduce=no_reduction)  # the problem averages what it computes by itself
+    def outer(context, state, inner_batch, outer_batch, key):
+        problem = problem_of(context, state, key)
+        project = (lambda raw: jnp.maximum(raw, 0.0)) if constraint == "projection" else (lambda raw: raw)
+        state, metrics = outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, project=project)
+        out = evaluation.loss_shapes(context, state, inner_batch, key)
+        names = evaluation.auxiliary_tasks(out, context.model.primary)
+        raw = state.method.meta
+        metrics |= {
+            f"importance/{module}/{name}": importance(raw)[m, k]
+            for m, module in enumerate(modules_in(context, state.params).names)
+            for k, name in enumerate(names)
+        }
+        if constraint == "relu":
+            metrics["dead"] = jnp.mean((raw <= 0).astype(raw.dtype))
+        return state, metrics
 
-    def update_field(params, raw, batch):
-        return _field(options, local, state._replace(params=params), raw, batch, key)[0]
-
-    outer = outer_level.primary_loss(context, state.model_state, key)
-    return BilevelProblem(update_field=update_field, outer=outer, reduce=outer_level.reduction(context))
-
-
-def _inner(options, context, state, batch, key):
-    raw = state.method.meta
-    field, out = _field(options, context, state, raw, batch, key)
-    metrics = descent.loss_metrics(out, _mean_weights(options, context, raw, out))
-    return descent.descend(context, state, field, out.state), metrics
-
-
-def _outer(options, context, state, inner_batch, outer_batch, key):
-    problem = _problem(options, context, state, key)
-    point = (problem, state.params, state.method, inner_batch, outer_batch, key)
-    project = (lambda raw: jnp.maximum(raw, 0.0)) if options.constraint == "projection" else (lambda raw: raw)
-    new, metrics = outer_level.update_outer(options.level, *point, project=project)
-    modules = modules_of(context, state.params, options.module_of)
-    names = evaluation.auxiliary_tasks(evaluation.loss_shapes(context, state, inner_batch, key), context.model.primary)
-    importance = options.importance(new.meta)
-    metrics |= {
-        f"importance/{module}/{name}": importance[m, k]
-        for m, module in enumerate(modules.names)
-        for k, name in enumerate(names)
-    }
-    if options.constraint == "relu":
-        metrics["dead"] = jnp.mean((new.meta <= 0).astype(new.meta.dtype))
-    return state._replace(method=new), metrics
+    return Method(init, inner, outer, evaluation.reported(weights_of))

@@ -14,19 +14,17 @@ to 6.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
 
-from auxjax._internal.tracing import is_traced
+from auxjax._internal import checks
 from auxjax.formulas import soft_labels
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator, finite_difference, one_step, unrolled
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import evaluation, generation, outer_level
-
-FORMS = ("exact", "finite_difference")
 
 
 @register("generated tasks", needs={"outer_batch", "label_losses"})
@@ -77,24 +75,7 @@ def maxl(
       ValueError, TypeError: an impossible option; a model without an auxiliary head, or one of another width (when the
         state is made).
     """
-    return make_method(
-        Options(
-            name="maxl",
-            generator=generator,
-            labelling=partial(_labelling, labels, sub_classes),
-            labels=labels,
-            sub_classes=sub_classes,
-            auxiliary_weight=auxiliary_weight,
-            entropy_weight=entropy_weight,
-            sharpness_weight=sharpness_weight,
-            outer_optimizer=outer_optimizer,
-            form=form,
-            look_ahead_steps=look_ahead_steps,
-            epsilon=epsilon,
-            hypergradient=hypergradient,
-            reuse_batch=reuse_batch,
-        )
-    )
+    return make_method("maxl", partial(_labelling, labels, sub_classes), **locals())
 
 
 def _labelling(labels, sub_classes, outputs, batch) -> generation.Labelling:
@@ -107,115 +88,90 @@ def _labelling(labels, sub_classes, outputs, batch) -> generation.Labelling:
     return generation.Labelling(soft_labels.masked_softmax(outputs, labels(batch), sub_classes))
 
 
-class Options(NamedTuple):
-    """What `maxl` and `wamal` take, and how the generator's outputs are read: `labelling(outputs, batch)`."""
-
-    name: str
-    generator: generation.Generator
-    labelling: Callable[[Any, Any], generation.Labelling]
-    labels: Callable
-    sub_classes: int
-    auxiliary_weight: float
-    entropy_weight: float
-    sharpness_weight: float
-    outer_optimizer: optax.GradientTransformation | None
-    form: str
-    look_ahead_steps: int
-    epsilon: float
-    hypergradient: Any
-    reuse_batch: bool
-
-    def label(self, meta, batch) -> generation.Labelling:
-        """The generated labels of a batch."""
-        return self.labelling(self.generator.apply(meta, batch), batch)
-
-
-def make_method(options: Options) -> Method:
-    """MAXL and WAMAL, which differ in what they read from the generator's outputs."""
-    _check_options(options)
-    weight = options.auxiliary_weight
-    level = outer_level.make_outer_level(
-        options.name, options.outer_optimizer, options.hypergradient, False, default_rate=1e-3
-    )
-    options = options._replace(outer_optimizer=level.optimizer)
-
-    def inner(context, state, batch, key):
-        return generation.descend_on(context, state, batch, key, options.label(state.method.meta, batch), weight)
-
-    def weights(context, state, batch, key):
-        made = options.label(state.method.meta, batch)
-        return generation.reported_weights(context, state, batch, key, made, weight)
-
-    return Method(partial(_init, options), inner, partial(_outer, options), weights)
-
-
-def _check_options(options: Options) -> None:
-    name = options.name
-    generation.check_generator(name, options.generator)
-    weights = ("auxiliary_weight", "entropy_weight", "sharpness_weight")
-    generation.check_weight(name, **{option: getattr(options, option) for option in weights})
-    if not callable(options.labels):
-        raise TypeError(f"{name}(labels=): expected a function of the batch, got {type(options.labels).__name__}.")
-    if options.form not in FORMS:
-        raise ValueError(f"{name}(form={options.form!r}): expected one of {', '.join(FORMS)}.")
-    for option in ("sub_classes", "look_ahead_steps"):
-        value = getattr(options, option)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}({option}={value!r}): expected a whole number of at least 1.")
-    if not is_traced(options.epsilon) and not 0 < options.epsilon < float("inf"):
-        raise ValueError(f"{name}(epsilon={options.epsilon}): expected a finite number > 0.")
-    steps = options.look_ahead_steps
-    if options.form == "finite_difference" and steps > 1:
-        raise ValueError(f"{name}(form='finite_difference') looks one step ahead; got look_ahead_steps={steps}.")
-    if options.hypergradient is not None and (options.form != "exact" or steps > 1):
+def make_method(
+    name: str,
+    labelling: Callable[[Any, Any], generation.Labelling],
+    *,
+    generator,
+    labels,
+    sub_classes,
+    auxiliary_weight,
+    entropy_weight,
+    sharpness_weight,
+    outer_optimizer,
+    form,
+    look_ahead_steps,
+    epsilon,
+    hypergradient,
+    reuse_batch,
+) -> Method:
+    """MAXL and WAMAL, which differ in how they read the generator's outputs: `labelling(outputs, batch)`."""
+    generation.check_generator(name, generator)
+    numbers = {"entropy_weight": entropy_weight, "sharpness_weight": sharpness_weight}
+    checks.number(name, least=0, auxiliary_weight=auxiliary_weight, **numbers)
+    checks.number(name, above=0, epsilon=epsilon)
+    checks.function(name, "a function of the batch", labels=labels)
+    checks.one_of(name, ("exact", "finite_difference"), form=form)
+    checks.count(name, 1, sub_classes=sub_classes, look_ahead_steps=look_ahead_steps)
+    if form == "finite_difference" and look_ahead_steps > 1:
+        raise ValueError(f"{name}(form='finite_difference') looks one step ahead; got {look_ahead_steps=}.")
+    if hypergradient is not None and (form != "exact" or look_ahead_steps > 1):
         raise ValueError(
             f"{name}(hypergradient=) is used instead of a look-ahead; leave form and look_ahead_steps out."
         )
+    level = outer_level.make_outer_level(name, outer_optimizer, hypergradient, False, default_rate=1e-3)
 
+    def level_of(context, state) -> outer_level.OuterLevel:
+        """A look-ahead starts from the inner optimiser's real state."""
+        if hypergradient is not None:
+            return level
+        if form == "finite_difference":
+            ahead = finite_difference(context.optimizer, epsilon=epsilon, opt_state=state.opt_state)
+        elif look_ahead_steps > 1:
+            ahead = unrolled(look_ahead_steps, context.optimizer, opt_state=state.opt_state)
+        else:
+            ahead = one_step(context.optimizer, opt_state=state.opt_state)
+        return level._replace(estimator=ahead)
 
-def _init(options, context, state, batch, key):
-    generation.primary_labels(options.name, options.labels, batch)
-    meta = options.generator.init(key, batch)
-    found = jax.eval_shape(options.label, meta, batch)
-    generation.check_model(options.name, context, state, batch, key, found.labels.shape[-1])
-    problem = _problem(options, context, state.model_state, key)
-    return outer_level.init_outer(_level(options, context, state), problem, state.params, meta, batch, key)
+    def label(meta, batch) -> generation.Labelling:
+        return labelling(generator.apply(meta, batch), batch)
 
+    def problem_of(context, model_state, key) -> BilevelProblem:
+        def inner(params, meta, batch):
+            made = label(meta, batch)
+            return generation.joint_loss(context, params, model_state, batch, key, made, auxiliary_weight).total
 
-def _outer(options, context, state, inner_batch, outer_batch, key):
-    problem = _problem(options, context, state.model_state, key)
-    outer_batch = inner_batch if options.reuse_batch else outer_batch
-    point = (problem, state.params, state.method, inner_batch, outer_batch, key)
-    new, metrics = outer_level.update_outer(_level(options, context, state), *point)
-    return state._replace(method=new), metrics
+        def outer(params, meta, batch):
+            out = evaluation.evaluate(context.model, params, model_state, batch, key)
+            mask = evaluation.mask_of(out, context.model.primary)
+            loss = evaluation.mean_losses(out, (context.model.primary,))[0]
+            if not checks.is_traced(entropy_weight, sharpness_weight) and entropy_weight == sharpness_weight == 0:
+                return loss
+            made = label(meta, batch).labels
+            spread = soft_labels.negative_entropy(soft_labels.mean_label(made, mask), context.reduce)
+            return loss + entropy_weight * spread + sharpness_weight * soft_labels.mean_entropy(made, mask)
 
+        return BilevelProblem(inner=inner, outer=outer, reduce=outer_level.reduction(context))
 
-def _level(options, context, state) -> outer_level.OuterLevel:
-    """The estimator; a look-ahead starts from the inner optimiser's real state."""
-    estimator = options.hypergradient
-    if estimator is None and options.form == "finite_difference":
-        estimator = finite_difference(context.optimizer, epsilon=options.epsilon, opt_state=state.opt_state)
-    elif estimator is None and options.look_ahead_steps > 1:
-        estimator = unrolled(options.look_ahead_steps, context.optimizer, opt_state=state.opt_state)
-    elif estimator is None:
-        estimator = one_step(context.optimizer, opt_state=state.opt_state)
-    return outer_level.OuterLevel(options.outer_optimizer, estimator)
+    def init(context, state, batch, key):
+        generation.primary_labels(name, labels, batch)
+        meta = generator.init(key, batch)
+        classes = jax.eval_shape(label, meta, batch).labels.shape[-1]
+        generation.check_model(name, context, state, batch, key, classes)
+        problem = problem_of(context, state.model_state, key)
+        return outer_level.init_outer(level_of(context, state), problem, state.params, meta, batch, key)
 
+    def inner(context, state, batch, key):
+        made = label(state.method.meta, batch)
+        return generation.descend_on(context, state, batch, key, made, auxiliary_weight)
 
-def _problem(options, context, model_state, key) -> BilevelProblem:
-    def inner(params, meta, batch):
-        made = options.label(meta, batch)
-        return generation.joint_loss(context, params, model_state, batch, key, made, options.auxiliary_weight).total
+    def outer(context, state, inner_batch, outer_batch, key):
+        outer_batch = inner_batch if reuse_batch else outer_batch
+        problem = problem_of(context, state.model_state, key)
+        return outer_level.outer_step(level_of(context, state), problem, state, inner_batch, outer_batch, key)
 
-    def outer(params, meta, batch):
-        out = evaluation.evaluate(context.model, params, model_state, batch, key)
-        mask = evaluation.mask_of(out, context.model.primary)
-        loss = evaluation.mean_losses(out, (context.model.primary,))[0]
-        traced = is_traced(options.entropy_weight, options.sharpness_weight)
-        if not traced and options.entropy_weight == options.sharpness_weight == 0:
-            return loss
-        made = options.label(meta, batch).labels
-        spread = soft_labels.negative_entropy(soft_labels.mean_label(made, mask), context.reduce)
-        return loss + options.entropy_weight * spread + options.sharpness_weight * soft_labels.mean_entropy(made, mask)
+    def weights(context, state, batch, key):
+        made = label(state.method.meta, batch)
+        return generation.reported_weights(context, state, batch, key, made, auxiliary_weight)
 
-    return BilevelProblem(inner=inner, outer=outer, reduce=outer_level.reduction(context))
+    return Method(init, inner, outer, weights)

@@ -13,15 +13,14 @@ balancing"), which is left to the model's losses here.
 Reference: Lin, Baweja, Kantor, Held, 2019, Adaptive Auxiliary Task Weighting for Reinforcement Learning, NeurIPS.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas.task_gradients import task_gradients
 from auxjax.interface import Method
 from auxjax.methods._registry import register
@@ -66,41 +65,43 @@ def ol_aux(
       `TaskModel.trunk`. It uses inner batches and ignores the outer one.
 
     Raises:
-      ValueError: an impossible option; no auxiliary task (when the state is made).
+      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
     """
-    if form not in ("n_step", "one_step"):
-        raise ValueError(f"ol_aux(form={form!r}): expected 'n_step' or 'one_step'.")
-    if not is_traced(initial) and not -float("inf") < initial < float("inf"):
-        raise ValueError(f"ol_aux(initial={initial}): expected a finite number.")
+    checks.one_of("ol_aux", ("n_step", "one_step"), form=form)
+    checks.number("ol_aux", initial=initial)
     optimizer = optax.sgd(0.05) if outer_optimizer is None else outer_optimizer
-    options = _Options(optimizer, form == "n_step", initial, clamp)
 
-    def weights(context, state, batch, key):
+    def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
-        return descent.constant_weights(_weights_of(context, state.method.weights, out), out)
+        names = evaluation.auxiliary_or_raise("ol_aux", context, out)
+        dtype = accumulation_dtype(out.values)
+        weights = jnp.full((len(names),), initial, dtype)
+        products = jnp.zeros((len(names) if form == "n_step" else 0,), dtype)
+        return OlAuxState(weights, optimizer.init(weights), products)
 
-    return Method(partial(_init, options), partial(_inner, options), partial(_outer, options), weights)
+    def weights_of(context, state, out):
+        return evaluation.beside_primary(context, out, state.method.weights)
 
+    def inner(context, state, batch, key):
+        new, metrics = descent.weighted_update(context, state, batch, key, lambda out: weights_of(context, state, out))
+        if form == "n_step":
+            products = state.method.products + _products(context, state, batch, key)
+            new = new._replace(method=state.method._replace(products=products))
+        return new, metrics
 
-class _Options(NamedTuple):
-    optimizer: optax.GradientTransformation
-    accumulate: bool
-    initial: float
-    clamp: bool
+    def outer(context, state, inner_batch, outer_batch, key):
+        del outer_batch  # OL_AUX has no held-out set
+        previous = state.method
+        products = previous.products if form == "n_step" else _products(context, state, inner_batch, key)
+        updates, opt_state = optimizer.update(-products, previous.opt_state, previous.weights)
+        weights = descent.apply_updates(previous.weights, updates)
+        weights = jnp.maximum(weights, 0.0) if clamp else weights
+        new = OlAuxState(weights, opt_state, jnp.zeros_like(previous.products))
+        out = evaluation.loss_shapes(context, state, inner_batch, key)
+        named = evaluation.by_task(evaluation.auxiliary_tasks(out, context.model.primary), products)
+        return state._replace(method=new), {f"gradient_product/{name}": product for name, product in named.items()}
 
-
-def _init(options, context, state, batch, key):
-    out = evaluation.loss_shapes(context, state, batch, key)
-    names = evaluation.auxiliary_or_raise("ol_aux", context, out)
-    dtype = accumulation_dtype(out.values)
-    weights = jnp.full((len(names),), options.initial, dtype)
-    products = jnp.zeros((len(names) if options.accumulate else 0,), dtype)
-    return OlAuxState(weights, options.optimizer.init(weights), products)
-
-
-def _weights_of(context, weights, out):
-    names = evaluation.auxiliary_tasks(out, context.model.primary)
-    return {context.model.primary: 1.0, **dict(zip(names, weights, strict=True))}
+    return Method(init, inner, outer, evaluation.reported(weights_of))
 
 
 def _products(context, state, batch, key):
@@ -109,24 +110,3 @@ def _products(context, state, batch, key):
     tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="ol_aux")
     primary = tasks.combine(jnp.zeros_like(tasks.losses).at[0].set(1.0))
     return tasks.products(primary)[1:].astype(state.method.weights.dtype)
-
-
-def _inner(options, context, state, batch, key):
-    weights = state.method.weights
-    new, metrics = descent.weighted_update(context, state, batch, key, lambda out: _weights_of(context, weights, out))
-    if options.accumulate:
-        products = state.method.products + _products(context, state, batch, key)
-        new = new._replace(method=state.method._replace(products=products))
-    return new, metrics
-
-
-def _outer(options, context, state, inner_batch, outer_batch, key):
-    del outer_batch  # OL_AUX has no held-out set
-    previous = state.method
-    products = previous.products if options.accumulate else _products(context, state, inner_batch, key)
-    updates, opt_state = options.optimizer.update(-products, previous.opt_state, previous.weights)
-    weights = descent.apply_updates(previous.weights, updates)
-    weights = jnp.maximum(weights, 0.0) if options.clamp else weights
-    new = OlAuxState(weights, opt_state, jnp.zeros_like(previous.products))
-    names = evaluation.auxiliary_tasks(evaluation.loss_shapes(context, state, inner_batch, key), context.model.primary)
-    return state._replace(method=new), {f"gradient_product/{n}": p for n, p in zip(names, products, strict=True)}

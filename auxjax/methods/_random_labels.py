@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas import soft_labels
 from auxjax.interface import Method
@@ -44,17 +45,14 @@ def random_labels(
       ValueError, TypeError: an impossible option; a model without an auxiliary head, or one of another width (when the
         state is made).
     """
-    generation.check_weight("random_labels", auxiliary_weight=auxiliary_weight)
-    for name, value in (("num_classes", num_classes), ("sub_classes", sub_classes)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"random_labels({name}={value!r}): expected a whole number of at least 1.")
-    for name, value in (("labels", labels), ("ids", ids)):
-        if not callable(value):
-            raise TypeError(f"random_labels({name}=): expected a function of the batch, got {type(value).__name__}.")
+    checks.number("random_labels", least=0, auxiliary_weight=auxiliary_weight)
+    checks.count("random_labels", 1, num_classes=num_classes, sub_classes=sub_classes)
+    checks.function("random_labels", "a function of the batch", labels=labels, ids=ids)
 
-    def labelling(key, batch, dtype):
+    def label(state, batch):
+        dtype = accumulation_dtype(state.params)
         known, numbers = generation.primary_labels("random_labels", labels, batch), ids(batch)
-        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(numbers, jnp.uint32))
+        keys = jax.vmap(lambda number: jax.random.fold_in(state.method, number))(jnp.asarray(numbers, jnp.uint32))
         chosen = jax.vmap(lambda one: jax.random.randint(one, (), 0, sub_classes))(keys)
         block = jax.nn.one_hot(chosen, sub_classes, dtype=dtype)
         return generation.Labelling(soft_labels.in_block(block, known, num_classes))
@@ -70,14 +68,9 @@ def random_labels(
         return jax.random.clone(key)
 
     def inner(context, state, batch, key):
-        dtype = accumulation_dtype(state.params)
-        return generation.descend_on(
-            context, state, batch, key, labelling(state.method, batch, dtype), auxiliary_weight
-        )
+        return generation.descend_on(context, state, batch, key, label(state, batch), auxiliary_weight)
 
     def weights(context, state, batch, key):
-        dtype = accumulation_dtype(state.params)
-        made = labelling(state.method, batch, dtype)
-        return generation.reported_weights(context, state, batch, key, made, auxiliary_weight)
+        return generation.reported_weights(context, state, batch, key, label(state, batch), auxiliary_weight)
 
     return Method(init=init, inner=inner, weights=weights)

@@ -12,6 +12,7 @@ Reference: Lin, Ye, Zhang, Tsang, 2022, Reasonable Effectiveness of Random Weigh
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.interface import Method
 from auxjax.methods._registry import register
@@ -34,8 +35,7 @@ def random_weights(*, distribution: str = "normal", redraw: bool = True, weigh_p
     Raises:
       ValueError: another distribution.
     """
-    if distribution not in ("normal", "dirichlet"):
-        raise ValueError(f"random_weights(distribution={distribution!r}): expected 'normal' or 'dirichlet'.")
+    checks.one_of("random_weights", ("normal", "dirichlet"), distribution=distribution)
 
     def draw(context, out, key):
         tasks = sorted(out.values) if weigh_primary else evaluation.auxiliary_tasks(out, context.model.primary)
@@ -60,7 +60,4 @@ def random_weights(*, distribution: str = "normal", redraw: bool = True, weigh_p
         state, metrics = descent.weighted_update(context, state, batch, key_loss, lambda out: weights)
         return state._replace(method=weights), metrics
 
-    def weights(context, state, batch, key):
-        return descent.constant_weights(state.method, evaluation.loss_shapes(context, state, batch, key))
-
-    return Method(init=init, inner=inner, weights=weights)
+    return Method(init=init, inner=inner, weights=evaluation.reported(lambda context, state, out: state.method))

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from auxjax._internal import checks
 from auxjax.interface import Method
 
 FAMILIES = (
@@ -81,8 +82,7 @@ def register(family: str, *, needs: Iterable[str] = ()) -> Callable[[_Function],
       ValueError: an unknown family or need; a name that a method of another module has.
     """
     needs = frozenset(needs)
-    if family not in FAMILIES:
-        raise ValueError(f"register(family={family!r}): expected one of {', '.join(map(repr, FAMILIES))}.")
+    checks.one_of("register", FAMILIES, family=family)
     if not needs <= set(NEEDS):
         raise ValueError(f"register(needs={sorted(needs)}): expected words among {', '.join(map(repr, NEEDS))}.")
 

@@ -6,13 +6,13 @@
 
 with theta+(a) = theta + U(grad inner(theta, a)) after one step U of the inner optimiser, momentum and all. The labels
 are hard choices, so that nothing is differentiated through the step: the policy learns by PPO from the rewards of
-several roll-outs, which are copies of the training state.
+several rollouts, which are copies of the training state.
 
 Where this departs from the public code, and why:
 
-- A roll-out is one joint action of a whole batch and has one reward. The code lets an agent act on one example after
+- A rollout is one joint action of a whole batch and has one reward. The code lets an agent act on one example after
   the other and rewards it once per batch, which makes it find out by bootstrapping which of a hundred actions counted.
-- Every roll-out starts from the training state as it is, and there is a baseline over roll-outs of the same batch.
+- Every rollout starts from the training state as it is, and there is a baseline over rollouts of the same batch.
 - Labels outside of the example's block are masked before the softmax. The code lets the policy choose them, to the same
   effect whichever it is.
 - The primary loss is the model's own. The code applies cross-entropy to probabilities, a second softmax.
@@ -22,7 +22,7 @@ and its public code; `auxjax.formulas.policy_gradient` for the policy's part.
 """
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from operator import add
 from typing import Any, NamedTuple
 
@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks, loops
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas import policy_gradient, soft_labels
 from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import inner_step
@@ -39,15 +39,6 @@ from auxjax.interface import Context, Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import evaluation, generation, outer_level
 from auxjax.methods.shared import policy as policies
-
-UNROLLED = 16  # up to so many epochs, or chunks of look-aheads, a CPU gets straight-line code
-
-_CHOICES = {
-    "reward": ("batch", "example"),
-    "baseline": ("leave_one_out", "value", "none"),
-    "action": ("mode", "sample"),
-    "target": ("one_hot", "softened"),
-}
 
 
 @register("generated tasks", needs={"outer_batch", "label_losses"})
@@ -84,15 +75,15 @@ def rl_aux(
       weight_bins: weights to choose from, 2^(8u - 3) with u on so many points from 0 to 1.
       auxiliary_weight: w.
       entropy_weight: b, the reward for a mean label with a large entropy (in nats): 0.2 in the authors' code.
-      reward: "batch": one reward for the joint action, each example's share of it found by the roll-outs. "example":
+      reward: "batch": one reward for the joint action, each example's share of it found by the rollouts. "example":
         each example takes a step of its own, on its primary and generated loss alone, and is rewarded for that,
         without the entropy term: what the authors' code calls precise, for n times the look-aheads (see `chunk`).
-      baseline: what the reward is compared with: "leave_one_out", the mean of the other roll-outs; "value", the
+      baseline: what the reward is compared with: "leave_one_out", the mean of the other rollouts; "value", the
         policy's own `value`, fitted along by squared error; "none".
       num_rollouts: look-aheads per outer update (and per example, for `reward="example"`).
       standardise: subtract the advantages' mean and divide by their standard deviation. Without it, a reward that
         hardly changes in one step hardly moves the policy against the entropy bonus.
-      epochs: updates of the policy per outer update, each on all roll-outs and all examples.
+      epochs: updates of the policy per outer update, each on all rollouts and all examples.
       clip: PPO's, on the ratio of every example's own action.
       entropy_bonus: weight of the policy's mean entropy per example.
       value_weight: weight of the value's squared error.
@@ -113,122 +104,142 @@ def rl_aux(
       `epochs` gradients of the policy. With `reward="example"`, `num_rollouts` times n of the former, each over the
       whole inner batch, because a model may give losses of whole batches only: the other examples' losses are masked.
 
-      The model's noise (dropout) is the same in all roll-outs. Look-aheads whose loss is not finite get the worst
+      The model's noise (dropout) is the same in all rollouts. Look-aheads whose loss is not finite get the worst
       reward of the others; `diverged` is their share. Metrics of the outer update: `outer_loss` (mean primary loss
-      after the step), `reward`, `reward_spread` (standard deviation over roll-outs), `diverged`, and, means over
+      after the step), `reward`, `reward_spread` (standard deviation over rollouts), `diverged`, and, means over
       epochs, `policy_entropy` (nats per example), `clip_fraction` and, with that baseline, `value_loss`.
 
-      Inside `pmap` every replica takes the whole batch: roll-outs judge its labels together.
+      Inside `pmap` every replica takes the whole batch: rollouts judge its labels together.
 
     Raises:
       ValueError, TypeError: an impossible option; outputs of the policy that do not fit it, a model without an
         auxiliary head or with one of another width (when the state is made).
     """
+    checks.one_of("rl_aux", ("batch", "example"), reward=reward)
+    checks.one_of("rl_aux", ("leave_one_out", "value", "none"), baseline=baseline)
+    checks.one_of("rl_aux", ("mode", "sample"), action=action)
+    checks.one_of("rl_aux", ("one_hot", "softened"), target=target)
+    checks.one_of("rl_aux", (True, False, None), weighted=weighted)
+    checks.number("rl_aux", least=0, auxiliary_weight=auxiliary_weight, entropy_weight=entropy_weight)
+    checks.number("rl_aux", least=0, entropy_bonus=entropy_bonus, value_weight=value_weight)
+    checks.number("rl_aux", above=0, below=1, clip=clip)
+    checks.count("rl_aux", 1, sub_classes=sub_classes, num_rollouts=num_rollouts, epochs=epochs)
+    checks.count("rl_aux", 2, weight_bins=weight_bins)
+    if chunk is not None:
+        checks.count("rl_aux", 1, chunk=chunk)
+    if num_rollouts < 2 and (baseline == "leave_one_out" or standardise):
+        raise ValueError(
+            "rl_aux(num_rollouts=1) has nothing to compare a reward with. Give at least 2, or baseline='value' and "
+            "standardise=False."
+        )
+    generation.check_generator("rl_aux", generator)
+    checks.function("rl_aux", "a function of the batch", labels=labels)
+    by_value, softened = baseline == "value", target == "softened"
+    reading = policies.Reading("rl_aux", generator, labels, sub_classes, weight_bins, weighted, by_value, softened)
     optimizer = optax.adam(3e-4) if outer_optimizer is None else outer_optimizer
-    options = _Options(
-        reading=policies.Reading(
-            generator, labels, sub_classes, weight_bins, weighted, baseline == "value", target == "softened"
-        ),
-        weight=auxiliary_weight,
-        entropy_weight=entropy_weight,
-        reward=reward,
-        baseline=baseline,
-        num_rollouts=num_rollouts,
-        standardise=standardise,
-        epochs=epochs,
-        clip=clip,
-        entropy_bonus=entropy_bonus,
-        value_weight=value_weight,
-        optimizer=optimizer,
-        action=action,
-        target=target,
-        chunk=chunk,
-        reuse_batch=reuse_batch,
-    )
-    _check_options(options)
+
+    def init(context, state, batch, key):
+        meta = generator.init(key, batch)
+
+        def shapes(meta, batch):
+            policy = policies.outputs_of(reading, generator.apply(meta, batch))
+            return policy.logits, policies.decide(reading, meta, batch).labels
+
+        logits, found = jax.eval_shape(shapes, meta, batch)
+        out = generation.check_model("rl_aux", context, state, batch, key, logits.shape[-1])
+        wanted = out.values[context.model.primary].shape
+        if found.shape != wanted:
+            raise ValueError(
+                f"rl_aux(labels=) returned the shape {found.shape}; expected {wanted}, one class per example of the "
+                "primary task."
+            )
+        return outer_level.OuterState(*inner_step.start("rl_aux", optimizer, None, meta), ())
+
+    def chosen(state, batch, key) -> generation.Labelling:
+        """The labels of an inner update."""
+        decision = policies.decide(reading, state.method.meta, batch)
+        if action == "mode":
+            actions = tuple(jnp.argmax(choice, axis=-1) for choice in decision.choices)
+        else:
+            actions = tuple(drawn[0] for drawn in policies.sample(decision, key, 1))
+        return policies.labelling(reading, actions, decision, accumulation_dtype(state.params))
 
     def inner(context, state, batch, key):
         model_key, action_key = jax.random.split(key)
-        made = _chosen(options, state, batch, action_key)
+        made = chosen(state, batch, action_key)
         return generation.descend_on(context, state, batch, model_key, made, auxiliary_weight)
 
     def weights(context, state, batch, key):
         model_key, action_key = jax.random.split(key)
-        made = _chosen(options, state, batch, action_key)
+        made = chosen(state, batch, action_key)
         return generation.reported_weights(context, state, batch, model_key, made, auxiliary_weight)
 
-    return Method(partial(_init, options), inner, partial(_outer, options), weights, whole_batch=True)
+    def outer(context, state, inner_batch, outer_batch, key):
+        model_key, action_key = jax.random.split(key)
+        outer_batch = inner_batch if reuse_batch else outer_batch
+        # Evaluated for its mask alone; jit drops the rest.
+        out = evaluation.evaluate(context.model, state.params, state.model_state, inner_batch, model_key)
+        mask = evaluation.mask_of(out, context.model.primary)
+        before = policies.decide(reading, state.method.meta, inner_batch, mask)
+        actions = policies.sample(before, action_key, num_rollouts)
+        fork = _Fork(context, state, inner_batch, outer_batch, model_key, auxiliary_weight)
 
+        def label(actions):
+            return policies.labelling(reading, actions, before, accumulation_dtype(state.params))
 
-class _Options(NamedTuple):
-    reading: policies.Reading
-    weight: float
-    entropy_weight: float
-    reward: str
-    baseline: str
-    num_rollouts: int
-    standardise: bool
-    epochs: int
-    clip: float
-    entropy_bonus: float
-    value_weight: float
-    optimizer: optax.GradientTransformation
-    action: str
-    target: str
-    chunk: int | None
-    reuse_batch: bool
+        losses_after = _losses_of_batches if reward == "batch" else _losses_of_examples
+        losses, entropies = losses_after(fork, label, actions, mask, chunk)
+        scores = policy_gradient.finite_or_worst(-losses)
+        rewards = scores + entropy_weight * entropies
+        meta, opt_state, learned = learn(state.method, inner_batch, mask, before, actions, rewards)
+        metrics = {
+            "outer_loss": -policy_gradient.rollout_mean(scores, mask),
+            "reward": policy_gradient.rollout_mean(rewards, mask),
+            "reward_spread": masked_mean(jnp.std(rewards, axis=0), mask),
+            "diverged": policy_gradient.rollout_mean((~jnp.isfinite(losses)).astype(rewards.dtype), mask),
+            **learned,
+        }
+        return state._replace(method=outer_level.OuterState(meta, opt_state, ())), metrics
 
+    def learn(method_state, batch, mask, before, actions, rewards):
+        """PPO on the rollouts: `(meta, opt_state, metrics)` after `epochs` updates."""
+        old = policies.log_probability(before, actions)
+        advantages = advantages_of(rewards, before.value, mask)
 
-def _chosen(options, state, batch, key) -> generation.Labelling:
-    """The labels of an inner update."""
-    decision = policies.decide(options.reading, state.method.meta, batch)
-    if options.action == "mode":
-        actions = tuple(jnp.argmax(choice, axis=-1) for choice in decision.choices)
-    else:
-        actions = tuple(drawn[0] for drawn in policies.sample(decision, key, 1))
-    return policies.labelling(options.reading, actions, decision, accumulation_dtype(state.params))
+        def loss(meta):
+            now = policies.decide(reading, meta, batch, mask)
+            log_ratio = policies.log_probability(now, actions) - old
+            gain = policy_gradient.rollout_mean(policy_gradient.clipped_surrogate(log_ratio, advantages, clip), mask)
+            entropy = masked_mean(reduce(add, map(policy_gradient.entropy, now.choices)), mask)
+            clipped = jnp.abs(jnp.expm1(log_ratio)) > clip
+            metrics = {
+                "policy_entropy": entropy,
+                "clip_fraction": policy_gradient.rollout_mean(clipped.astype(old.dtype), mask),
+            }
+            total = -gain - entropy_bonus * entropy
+            if now.value is not None:  # baseline="value"
+                error = jnp.square(now.value[None, :] - rewards.astype(now.value.dtype))
+                metrics["value_loss"] = policy_gradient.rollout_mean(error, mask)
+                total = total + value_weight * metrics["value_loss"]
+            return total, metrics
 
+        def epoch(carry, _):
+            gradient, metrics = jax.grad(loss, has_aux=True)(carry[0])
+            return inner_step.advance(optimizer, carry[0], carry[1], gradient), metrics
 
-def _init(options, context, state, batch, key):
-    meta = options.reading.generator.init(key, batch)
+        carry, whole = (method_state.meta, method_state.opt_state), loops.write_out(epochs, loops.SHORT_OF_STEPS)
+        (meta, opt_state), metrics = jax.lax.scan(epoch, carry, length=epochs, unroll=whole)
+        return meta, opt_state, jax.tree.map(jnp.mean, metrics)
 
-    def shapes(meta, batch):
-        policy = policies.outputs_of(options.reading, options.reading.generator.apply(meta, batch))
-        return policy.logits, policies.decide(options.reading, meta, batch).labels
+    def advantages_of(rewards, value, mask) -> jax.Array:
+        """`[m, n]`, the rewards above the baseline, which does not depend on the rollout's own actions."""
+        if baseline == "leave_one_out":
+            rewards = rewards - policy_gradient.leave_one_out(rewards)
+        elif baseline == "value":
+            rewards = rewards - value[None, :].astype(rewards.dtype)
+        return policy_gradient.standardised(rewards, mask) if standardise else rewards
 
-    logits, labels = jax.eval_shape(shapes, meta, batch)
-    out = generation.check_model("rl_aux", context, state, batch, key, logits.shape[-1])
-    wanted = out.values[context.model.primary].shape
-    if labels.shape != wanted:
-        raise ValueError(
-            f"rl_aux(labels=) returned the shape {labels.shape}; expected {wanted}, one class per example of the "
-            "primary task."
-        )
-    return outer_level.OuterState(*inner_step.start("rl_aux", options.optimizer, None, meta), ())
-
-
-def _outer(options, context, state, inner_batch, outer_batch, key):
-    model_key, action_key = jax.random.split(key)
-    outer_batch = inner_batch if options.reuse_batch else outer_batch
-    # Evaluated for its mask alone; jit drops the rest.
-    out = evaluation.evaluate(context.model, state.params, state.model_state, inner_batch, model_key)
-    mask = evaluation.mask_of(out, context.model.primary)
-    before = policies.decide(options.reading, state.method.meta, inner_batch, mask)
-    actions = policies.sample(before, action_key, options.num_rollouts)
-    fork = _Fork(context, state, inner_batch, outer_batch, model_key)
-    losses_after = _losses_of_batches if options.reward == "batch" else _losses_of_examples
-    losses, entropies = losses_after(options, fork, actions, before, mask)
-    scores = policy_gradient.finite_or_worst(-losses)
-    rewards = scores + options.entropy_weight * entropies
-    meta, opt_state, learned = _learn(options, state.method, inner_batch, mask, before, actions, rewards)
-    metrics = {
-        "outer_loss": -policy_gradient.rollout_mean(scores, mask),
-        "reward": policy_gradient.rollout_mean(rewards, mask),
-        "reward_spread": masked_mean(jnp.std(rewards, axis=0), mask),
-        "diverged": policy_gradient.rollout_mean((~jnp.isfinite(losses)).astype(rewards.dtype), mask),
-        **learned,
-    }
-    return state._replace(method=outer_level.OuterState(meta, opt_state, ())), metrics
+    return Method(init, inner, outer, weights, whole_batch=True)
 
 
 class _Fork(NamedTuple):
@@ -239,29 +250,30 @@ class _Fork(NamedTuple):
     inner_batch: Any
     outer_batch: Any
     key: jax.Array
+    weight: float
 
-    def loss_after(self, labelling, weight, context=None) -> jax.Array:
+    def loss_after(self, labelling, context=None) -> jax.Array:
         """The mean primary loss after an inner update on these labels: the very update that `inner` makes."""
         context = self.context if context is None else context
-        ahead, _ = generation.descend_on(context, self.state, self.inner_batch, self.key, labelling, weight)
+        ahead, _ = generation.descend_on(context, self.state, self.inner_batch, self.key, labelling, self.weight)
         loss = outer_level.primary_loss(self.context, ahead.model_state, self.key)
         return loss(ahead.params, None, self.outer_batch)
 
 
-def _losses_of_batches(options, fork, actions, decision, mask):
-    """One look-ahead per roll-out: `[m, n]` losses and entropies of the mean label, the same for all examples."""
+def _losses_of_batches(fork, label, actions, mask, chunk):
+    """One look-ahead per rollout: `[m, n]` losses and entropies of the mean label, the same for all examples."""
 
     def rollout(actions):
-        made = policies.labelling(options.reading, actions, decision, accumulation_dtype(fork.state.params))
+        made = label(actions)
         usage = soft_labels.mean_label(made.labels, mask)
-        return fork.loss_after(made, options.weight), -soft_labels.negative_entropy(usage)
+        return fork.loss_after(made), -soft_labels.negative_entropy(usage)
 
-    found = _each(rollout, actions, options.chunk)
+    found = _each(rollout, actions, chunk)
     return tuple(jnp.broadcast_to(values[:, None], actions[0].shape) for values in found)
 
 
-def _losses_of_examples(options, fork, actions, decision, mask):
-    """One look-ahead per roll-out and example, on that example alone: `[m, n]` losses, and no entropies.
+def _losses_of_examples(fork, label, actions, mask, chunk):
+    """One look-ahead per rollout and example, on that example alone: `[m, n]` losses, and no entropies.
 
     The model's losses come for the whole batch. A step on one example is therefore a step on a batch in which it is the
     only one with a label. The forward pass is shared by all of them; the backward passes are not.
@@ -281,101 +293,26 @@ def _losses_of_examples(options, fork, actions, decision, mask):
 
     def step(example, actions):
         # All get the action of one; the mask leaves the one.
-        actions = tuple(jnp.full((count,), action) for action in actions)
-        made = policies.labelling(options.reading, actions, decision, accumulation_dtype(fork.state.params))
-        return fork.loss_after(made, options.weight, alone(example))
+        made = label(tuple(jnp.full((count,), action) for action in actions))
+        return fork.loss_after(made, alone(example))
 
     examples = jnp.broadcast_to(jnp.arange(count), actions[0].shape)
     flat = jax.tree.map(jnp.ravel, (examples, actions))
-    losses = _each(lambda given: step(*given), flat, options.chunk).reshape(actions[0].shape)
+    losses = _each(lambda given: step(*given), flat, chunk).reshape(actions[0].shape)
     return losses, jnp.zeros_like(losses)
 
 
-def _each(function, arguments, chunk: int | None):
+def _each(function, arguments, chunk: int | None) -> Any:
     """`function` of every entry of the leading axis, all at a time or `chunk` of them."""
     together, count = jax.vmap(function), len(jax.tree.leaves(arguments)[0])
     if chunk is None or chunk >= count:
         return together(arguments)
     chunks = count // chunk
     rows = jax.tree.map(lambda leaf: leaf[: chunks * chunk].reshape(chunks, chunk, *leaf.shape[1:]), arguments)
-    whole = jax.default_backend() == "cpu" and chunks <= UNROLLED
-    _, found = jax.lax.scan(lambda carry, row: (carry, together(row)), (), rows, unroll=whole or 1)
+    whole = loops.write_out(chunks, loops.SHORT_OF_STEPS)
+    _, found = jax.lax.scan(lambda carry, row: (carry, together(row)), (), rows, unroll=whole)
     found = jax.tree.map(lambda leaf: leaf.reshape(chunks * chunk, *leaf.shape[2:]), found)
     if count % chunk:
         rest = together(jax.tree.map(lambda leaf: leaf[chunks * chunk :], arguments))
         found = jax.tree.map(lambda *parts: jnp.concatenate(parts), found, rest)
     return found
-
-
-def _learn(options, method_state, batch, mask, before, actions, rewards):
-    """PPO on the roll-outs: `(meta, opt_state, metrics)` after `epochs` updates."""
-    old = policies.log_probability(before, actions)
-    advantages = _advantages(options, rewards, before.value, mask)
-
-    def loss(meta):
-        now = policies.decide(options.reading, meta, batch, mask)
-        log_ratio = policies.log_probability(now, actions) - old
-        gain = policy_gradient.rollout_mean(
-            policy_gradient.clipped_surrogate(log_ratio, advantages, options.clip), mask
-        )
-        entropy = masked_mean(reduce(add, map(policy_gradient.entropy, now.choices)), mask)
-        clipped = jnp.abs(jnp.expm1(log_ratio)) > options.clip
-        metrics = {
-            "policy_entropy": entropy,
-            "clip_fraction": policy_gradient.rollout_mean(clipped.astype(old.dtype), mask),
-        }
-        total = -gain - options.entropy_bonus * entropy
-        if now.value is not None:  # baseline="value"
-            error = jnp.square(now.value[None, :] - rewards.astype(now.value.dtype))
-            metrics["value_loss"] = policy_gradient.rollout_mean(error, mask)
-            total = total + options.value_weight * metrics["value_loss"]
-        return total, metrics
-
-    def epoch(carry, _):
-        gradient, metrics = jax.grad(loss, has_aux=True)(carry[0])
-        return inner_step.advance(options.optimizer, carry[0], carry[1], gradient), metrics
-
-    whole = jax.default_backend() == "cpu" and options.epochs <= UNROLLED
-    carry = (method_state.meta, method_state.opt_state)
-    (meta, opt_state), metrics = jax.lax.scan(epoch, carry, length=options.epochs, unroll=whole or 1)
-    return meta, opt_state, jax.tree.map(jnp.mean, metrics)
-
-
-def _advantages(options, rewards, value, mask) -> jax.Array:
-    """`[m, n]`, what is left of the rewards above the baseline, which does not depend on the roll-out's own actions."""
-    if options.baseline == "leave_one_out":
-        rewards = rewards - policy_gradient.leave_one_out(rewards)
-    elif options.baseline == "value":
-        rewards = rewards - value[None, :].astype(rewards.dtype)
-    return policy_gradient.standardised(rewards, mask) if options.standardise else rewards
-
-
-def _check_options(options) -> None:
-    reading = options.reading
-    generation.check_generator("rl_aux", reading.generator)
-    if not callable(reading.labels):
-        raise TypeError(f"rl_aux(labels=): expected a function of the batch, got {type(reading.labels).__name__}.")
-    if reading.weighted not in (None, True, False):
-        raise TypeError(f"rl_aux(weighted={reading.weighted!r}): expected True, False or None.")
-    generation.check_weight(
-        "rl_aux",
-        auxiliary_weight=options.weight,
-        entropy_weight=options.entropy_weight,
-        entropy_bonus=options.entropy_bonus,
-        value_weight=options.value_weight,
-    )
-    for name, allowed in _CHOICES.items():
-        if getattr(options, name) not in allowed:
-            raise ValueError(f"rl_aux({name}={getattr(options, name)!r}): expected one of {', '.join(allowed)}.")
-    least = {"sub_classes": 1, "weight_bins": 2, "num_rollouts": 1, "epochs": 1, "chunk": 1}
-    for name, smallest in least.items():
-        value = getattr(reading if hasattr(reading, name) else options, name)
-        if not (isinstance(value, int) and value >= smallest) and not (name == "chunk" and value is None):
-            raise ValueError(f"rl_aux({name}={value!r}): expected a whole number of at least {smallest}.")
-    if not is_traced(options.clip) and not 0 < options.clip < 1:
-        raise ValueError(f"rl_aux(clip={options.clip}): expected a number between 0 and 1, such as 0.2.")
-    if options.num_rollouts < 2 and (options.baseline == "leave_one_out" or options.standardise):
-        raise ValueError(
-            "rl_aux(num_rollouts=1) has nothing to compare a reward with. Give at least 2, or baseline='value' and "
-            "standardise=False."
-        )

@@ -20,13 +20,7 @@ def stl() -> Method:
       Cost: one gradient of the primary loss (auxiliary heads get zero gradients) and the forward pass of all heads.
     """
 
-    def weights_of(context):
+    def weights_of(context, state, out):
         return {context.model.primary: 1.0}
 
-    def inner(context, state, batch, key):
-        return descent.weighted_update(context, state, batch, key, lambda out: weights_of(context))
-
-    def weights(context, state, batch, key):
-        return descent.constant_weights(weights_of(context), evaluation.loss_shapes(context, state, batch, key))
-
-    return Method(init=lambda *_: (), inner=inner, weights=weights)
+    return Method(init=lambda *_: (), inner=descent.weighted_by(weights_of), weights=evaluation.reported(weights_of))

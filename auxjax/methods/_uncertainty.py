@@ -5,12 +5,11 @@
 
 summed over tasks: the negative log-likelihoods of Gaussian outputs with variance sigma_k^2, and (approximately) of
 softmax outputs at temperature sigma_k^2. The weight of a task is then about one over its loss. The primary task is
-weighed like the others and may lose its weight: nothing here knows which task counts.
+weighed like the others and may lose its weight: the method does not distinguish the primary task.
 
 Reference: Kendall, Gal, Cipolla, 2018, Multi-Task Learning Using Uncertainty to Weigh Losses, equations 7 and 10.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
@@ -65,77 +64,52 @@ def uncertainty(
       batch leaves its variance as it is.
 
     Raises:
-      ValueError: an impossible option; a name in `regression` that is no task (when the state is made).
+      TypeError, ValueError: an impossible option; a name in `regression` that is not a task (when the state is made).
     """
-    if form not in ("paper", "public_code"):
-        raise ValueError(f"uncertainty(form={form!r}): expected 'paper' or 'public_code'.")
+    checks.one_of("uncertainty", ("paper", "public_code"), form=form)
     if isinstance(regression, str):
         raise ValueError(
             f"uncertainty(regression={regression!r}): expected a tuple of names, such as ({regression!r},)."
         )
     start = (0.0 if form == "paper" else -0.5) if initial is None else initial
-    if not is_traced(start, smallest) and not smallest <= start < float("inf"):
-        raise ValueError(
-            f"uncertainty(initial={start}, smallest={smallest}): expected smallest <= initial, both finite."
-        )
+    checks.number("uncertainty", smallest=smallest, initial=start)
+    if not checks.is_traced(start, smallest) and start < smallest:
+        raise ValueError(f"uncertainty(initial={start}, smallest={smallest}): expected smallest <= initial.")
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
-    options = _Options(optimizer, tuple(regression), form == "public_code", start, smallest, weigh_primary)
 
-    def weights(context, state, batch, key):
+    def tasks_of(context, out):
+        return sorted(out.values) if weigh_primary else evaluation.auxiliary_or_raise("uncertainty", context, out)
+
+    def learned(tasks, log_variances):
+        halved = [form == "public_code" or task in regression for task in tasks]
+        return jnp.exp(-log_variances) * jnp.asarray(np.where(halved, 0.5, 1.0), log_variances.dtype)
+
+    def weights_of(context, state, out):
+        tasks = tasks_of(context, out)
+        return {context.model.primary: 1.0, **evaluation.by_task(tasks, learned(tasks, state.method.log_variances))}
+
+    def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
-        tasks = _tasks_of(options, context, out)
-        found = evaluation.by_task(tasks, _weights_of(options, tasks, state.method.log_variances))
-        return descent.constant_weights({context.model.primary: 1.0, **found}, out)
+        evaluation.check_names("uncertainty(regression=)", regression, out)
+        variances = jnp.full(len(tasks_of(context, out)), start, accumulation_dtype(*out.values.values()))
+        return UncertaintyState(variances, optimizer.init(variances))
 
-    return Method(partial(_init, options), partial(_inner, options), weights=weights)
-
-
-class _Options(NamedTuple):
-    optimizer: optax.GradientTransformation
-    regression: tuple[str, ...]
-    public_code: bool
-    initial: float
-    smallest: float
-    weigh_primary: bool
-
-
-def _init(options, context, state, batch, key):
-    out = evaluation.loss_shapes(context, state, batch, key)
-    unknown = sorted(set(options.regression) - set(out.values))
-    if unknown:
-        raise ValueError(
-            f"uncertainty(regression=) names {unknown[0]!r}; the model has the tasks {sorted(out.values)}."
+    def inner(context, state, batch, key):
+        grads, out, weights = descent.weighted_gradient(
+            context, state, batch, key, lambda out: weights_of(context, state, out)
         )
-    tasks = _tasks_of(options, context, out)
-    variances = jnp.full(len(tasks), options.initial, accumulation_dtype(*out.values.values()))
-    return UncertaintyState(variances, options.optimizer.init(variances))
+        variances, tasks = state.method.log_variances, tasks_of(context, out)
+        means = context.reduce(evaluation.mean_losses(out, tasks)).astype(variances.dtype)
+        # d/ds (c exp(-s) L + s / 2), without the second term's pull where there is nothing to weigh.
+        seen = evaluation.labelled(context, out, tasks)
+        slopes = jnp.where(seen, 0.5 - learned(tasks, variances) * means, 0.0)
+        updates, opt_state = optimizer.update(slopes, state.method.opt_state, variances)
+        opt_state = descent.keep_unseen(seen, opt_state, state.method.opt_state)
+        moved = jnp.maximum(descent.apply_updates(variances, updates), smallest)
+        moved = jnp.where(seen, moved, variances)
+        metrics = descent.loss_metrics(out, weights)
+        metrics |= {f"log_variance/{task}": s for task, s in evaluation.by_task(tasks, moved).items()}
+        new = descent.descend(context, state, grads, out.state)
+        return new._replace(method=UncertaintyState(moved, opt_state)), metrics
 
-
-def _tasks_of(options, context, out) -> list[str]:
-    return sorted(out.values) if options.weigh_primary else evaluation.auxiliary_or_raise("uncertainty", context, out)
-
-
-def _weights_of(options, tasks, log_variances):
-    halved = [options.public_code or task in options.regression for task in tasks]
-    return jnp.exp(-log_variances) * jnp.asarray(np.where(halved, 0.5, 1.0), log_variances.dtype)
-
-
-def _inner(options, context, state, batch, key):
-    variances = state.method.log_variances
-    tasks = _tasks_of(options, context, evaluation.loss_shapes(context, state, batch, key))
-    weights = _weights_of(options, tasks, variances)
-    all_weights = {context.model.primary: 1.0, **evaluation.by_task(tasks, weights)}
-    grads, out, _ = descent.weighted_gradient(context, state, batch, key, lambda out: all_weights)
-    means = context.reduce(evaluation.mean_losses(out, tasks)).astype(variances.dtype)
-    # d/ds (c exp(-s) L + s / 2), without the second term's pull where there is nothing to weigh.
-    seen = evaluation.labelled(context, out, tasks)
-    slopes = jnp.where(seen, 0.5 - weights * means, 0.0)
-    updates, opt_state = options.optimizer.update(slopes, state.method.opt_state, variances)
-    opt_state = descent.keep_unseen(seen, opt_state, state.method.opt_state)
-    moved = jnp.maximum(descent.apply_updates(variances, updates), options.smallest)
-    moved = jnp.where(seen, moved, variances)
-    metrics = descent.loss_metrics(out, all_weights)
-    metrics |= {f"log_variance/{task}": s for task, s in evaluation.by_task(tasks, moved).items()}
-    return descent.descend(context, state, grads, out.state)._replace(
-        method=UncertaintyState(moved, opt_state)
-    ), metrics
+    return Method(init, inner, weights=evaluation.reported(weights_of))

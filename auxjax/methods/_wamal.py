@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal import checks
 from auxjax.formulas import soft_labels
 from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import Amortised, Estimator
 from auxjax.interface import Method
-from auxjax.methods._maxl import Options, make_method
+from auxjax.methods._maxl import make_method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import generation
 
@@ -62,29 +63,14 @@ def wamal(
     Raises:
       ValueError, TypeError: as `maxl`.
     """
-    generation.check_weight("wamal", weight_range=weight_range)
-    method = make_method(
-        Options(
-            name="wamal",
-            generator=generator,
-            labelling=partial(_labelling, labels, sub_classes, weight_range, normalise),
-            labels=labels,
-            sub_classes=sub_classes,
-            auxiliary_weight=auxiliary_weight,
-            entropy_weight=entropy_weight,
-            sharpness_weight=sharpness_weight,
-            outer_optimizer=outer_optimizer,
-            form=form,
-            look_ahead_steps=look_ahead_steps,
-            epsilon=epsilon,
-            hypergradient=hypergradient,
-            reuse_batch=reuse_batch,
-        )
-    )
+    shared = locals()
+    own = {name: shared.pop(name) for name in ("weight_range", "normalise")}
+    checks.number("wamal", least=0, weight_range=weight_range)
+    method = make_method("wamal", partial(_labelling, labels, sub_classes, **own), **shared)
     return method._replace(whole_batch=normalise)  # the mean is the batch's
 
 
-def _labelling(labels, sub_classes, weight_range, normalise, outputs, batch) -> generation.Labelling:
+def _labelling(labels, sub_classes, outputs, batch, *, weight_range, normalise) -> generation.Labelling:
     if not (isinstance(outputs, tuple) and len(outputs) == 2 and jnp.shape(outputs[1]) == jnp.shape(outputs[0])[:1]):
         raise TypeError(
             "wamal(generator=): apply must return a pair, logits [n, classes x sub_classes] and scores [n]; it "

@@ -51,7 +51,7 @@ class ConvNet(nn.Module):
           `Outputs(heads, features)` with features `[n, d]`, d the last of `dense` or else of `channels`.
 
         Raises:
-          ValueError: `norm` is unknown, or the images are no images or too small for the number of stages.
+          ValueError: `norm` is unknown, or x is not a batch of images, or they are too small for the number of stages.
         """
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         advice = "Use fewer channels for smaller images."

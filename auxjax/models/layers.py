@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from auxjax._internal import checks
+
 
 def images(x: jax.Array, *, halvings: int, where: str, advice: str, dtype=None, param_dtype) -> jax.Array:
-    """Images as floating point, not scaled, after a look at their size.
+    """Images as floating point, not scaled; validates their size.
 
     Args:
       x: `[n, h, w, c]`, integers or floating point.
@@ -19,7 +21,7 @@ def images(x: jax.Array, *, halvings: int, where: str, advice: str, dtype=None, 
       param_dtype: dtype of the parameters.
 
     Raises:
-      ValueError: these are no images, or nothing would be left of them.
+      ValueError: x is not a batch of images, or nothing would be left of them.
     """
     least = 2**halvings
     if x.ndim != 4 or min(x.shape[1:3]) < least:
@@ -58,6 +60,7 @@ def normalise(
     Raises:
       ValueError: `norm` is unknown.
     """
+    checks.one_of(where, ("none", "group", "batch"), norm=norm)
     if norm == "none":
         return x
     # Statistics in float32 for half precision, and in float64 (not rounded to float32) for double.
@@ -65,9 +68,7 @@ def normalise(
     kinds = {"dtype": dtype, "param_dtype": param_dtype, "force_float32_reductions": single, "name": name}
     if norm == "group":
         return nn.GroupNorm(math.gcd(groups, x.shape[-1]), **kinds)(x)
-    if norm == "batch":
-        return nn.BatchNorm(use_running_average=not train, momentum=momentum, **kinds)(x)
-    raise ValueError(f'{where}(norm) is {norm!r}; expected "none", "group" or "batch".')
+    return nn.BatchNorm(use_running_average=not train, momentum=momentum, **kinds)(x)
 
 
 def mean_pool(x: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from auxjax._internal import checks
 from auxjax.models import layers
 from auxjax.models.outputs import Outputs, apply_heads
 
@@ -63,10 +64,9 @@ class VGG(nn.Module):
           `Outputs(heads, features)` with features `[n, 8 * width]`.
 
         Raises:
-          ValueError: `depth` or `norm` is unknown, or the images are no images or too small.
+          ValueError: `depth` or `norm` is unknown, or x is not a batch of images, or they are too small.
         """
-        if self.depth not in CONVOLUTIONS:
-            raise ValueError(f"VGG(depth) is {self.depth!r}; expected one of {', '.join(map(str, CONVOLUTIONS))}.")
+        checks.one_of("VGG", tuple(CONVOLUTIONS), depth=self.depth)
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         advice = "Enlarge smaller images, or use ConvNet."
         x = layers.images(x, halvings=len(_WIDER), where="VGG", advice=advice, **kinds)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 
@@ -33,9 +33,9 @@ def dense(*, damping: float = 0.0, rtol: float = 1e-3) -> base.Solver:
       Cost: n matrix-vector products, n^2 memory, n^3 operations.
 
     Raises:
-      ValueError: an option is negative or not finite.
+      TypeError, ValueError: an option is not a finite number, or negative.
     """
-    base.check_non_negative("dense", damping=damping, rtol=rtol)
+    checks.number("dense", least=0, known=True, damping=damping, rtol=rtol)
 
     def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         system = base.make_system("dense", matvec, b, init, key)

@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
@@ -95,9 +96,8 @@ def gmres(
     Reference: Saad, Schultz, 1986, GMRES: A Generalized Minimal Residual Algorithm for Solving Nonsymmetric Linear
     Systems, algorithm 4.
     """
-    base.check_count("gmres", "max_steps", max_steps, 1)
-    base.check_count("gmres", "restart", restart, 1)
-    base.check_non_negative("gmres", rtol=rtol, damping=damping)
+    checks.count("gmres", 1, max_steps=max_steps, restart=restart)
+    checks.number("gmres", least=0, known=True, rtol=rtol, damping=damping)
     iteration.check_preconditioner("gmres", preconditioner)
     written_out = iteration.choose_unroll("gmres", unroll, max_steps)
 
@@ -142,7 +142,7 @@ def _cycle(operator, apply, x, residual, length: int, tolerance, unroll: bool):
     """Up to `length` steps from `x`: the last state, the number of products, and the new `x`."""
     flat, unravel = ravel_pytree(residual)
     start = tree_math.norm(flat)
-    unit = jnp.where(start > 0, start, jnp.ones_like(start))
+    unit = positive_or_one(start)
     dtype = flat.dtype
     cycle = _Cycle(
         basis=jnp.zeros((length + 1, flat.shape[0]), dtype).at[0].set(flat / unit),
@@ -180,7 +180,7 @@ def _step(product, cycle: _Cycle, tolerance) -> _Cycle:
     divisor = jnp.where(exhausted, jnp.ones_like(height), height)
     # null . [column, height] = 0 gives the next entry, and ||null|| is the factor by which the residual has fallen.
     # Measured in units of the column, so that nothing overflows.
-    unit = jnp.where(size > 0, size, jnp.ones_like(size))
+    unit = positive_or_one(size)
     null = cycle.null.at[cycle.step + 1].set(-_multiply(cycle.null, column / unit) / (divisor / unit))
     left = cycle.start / tree_math.norm(null)
     usable = jnp.isfinite(size) & ~cycle.done

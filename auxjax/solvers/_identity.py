@@ -6,7 +6,7 @@ the identity. What it costs in accuracy stands in the residual.
 Not for: anything that should know the curvature.
 """
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 
@@ -25,12 +25,12 @@ def identity(*, scale: float = 1.0, rtol: float = 1e-3) -> base.Solver:
       Cost: one matrix-vector product, for the residual only.
 
     Raises:
-      ValueError: an option is negative or not finite.
+      TypeError, ValueError: an option is not a finite number, or negative.
 
     Reference: Luketina, Berglund, Greff, Raiko, 2016, Scalable Gradient-Based Tuning of Continuous Regularization
     Hyperparameters, ICML (T1-T2).
     """
-    base.check_non_negative("identity", scale=scale, rtol=rtol)
+    checks.number("identity", least=0, known=True, scale=scale, rtol=rtol)
 
     def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         system = base.make_system("identity", matvec, b, init, key)

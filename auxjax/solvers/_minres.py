@@ -8,7 +8,7 @@ of smallest residual. The three-term recurrence of Lanczos makes A tridiagonal; 
 of A, tell of negative curvature as a by-product.
 
 Not for: matrices that are not symmetric (`gmres`), refused where that is known. A solution on an indefinite Hessian is
-exact, and the hypergradient it gives is that of a stationary point that is no minimum: `min_curvature` says so.
+exact, and the hypergradient it gives is that of a stationary point that is not a minimum: `min_curvature` says so.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
@@ -103,8 +104,8 @@ def minres(
 
     Reference: Paige, Saunders, 1975, Solution of Sparse Indefinite Systems of Linear Equations, section 6.
     """
-    base.check_count("minres", "max_steps", max_steps, 1)
-    base.check_non_negative("minres", rtol=rtol, damping=damping)
+    checks.count("minres", 1, max_steps=max_steps)
+    checks.number("minres", least=0, known=True, rtol=rtol, damping=damping)
     iteration.check_preconditioner("minres", preconditioner)
     written_out = iteration.choose_unroll("minres", unroll, max_steps)
 
@@ -135,7 +136,7 @@ def minres(
 def _metric_norm(r, mapped):
     """`sqrt(<r, M r>)` without under- or overflow; NaN when M is not positive."""
     size = tree_math.norm(r)
-    unit = jnp.where(size > 0, size, jnp.ones_like(size))
+    unit = positive_or_one(size)
     return size * jnp.sqrt(tree_math.vdot(tree_math.scale(1.0 / unit, r), tree_math.scale(1.0 / unit, mapped)))
 
 
@@ -169,9 +170,8 @@ def _step(operator, apply, state: _State, tolerance) -> _State:
     """
     old = state.scalars
     eps = float(jnp.finfo(old.beta.dtype).eps)
-    one = jnp.ones_like(old.beta)
-    beta = jnp.where(old.beta > 0, old.beta, one)
-    before = jnp.where(old.beta_before > 0, old.beta_before, one)
+    beta = positive_or_one(old.beta)
+    before = positive_or_one(old.beta_before)
 
     # Lanczos. The previous vector is 0 in the first step.
     vector = tree_math.scale(1.0 / beta, state.mapped)
@@ -186,20 +186,20 @@ def _step(operator, apply, state: _State, tolerance) -> _State:
     direction = tree_math.combine(weights, [vector, state.direction_before, state.direction])
     residual, size = None, scalars.left
     if apply is not None:
-        back = scalars.left * scalars.cosine / jnp.where(beta_next > 0, beta_next, one)
+        back = scalars.left * scalars.cosine / positive_or_one(beta_next)
         residual = tree_math.combine([scalars.sine**2, -back], [state.residual, newest])
         size = tree_math.norm(residual)
     quotient = alpha if apply is None else alpha / tree_math.norm(vector) ** 2
     # What is seen of A counts whether or not the step can be taken.
-    told = ~state.done & jnp.isfinite(alpha)
-    here = told & (jnp.arange(state.diagonal.shape[0], dtype=jnp.int32) == state.step)
+    active = ~state.done & jnp.isfinite(alpha)
+    here = active & (jnp.arange(state.diagonal.shape[0], dtype=jnp.int32) == state.step)
     # Only the answer is guarded: the rest may become anything once the iteration is done.
     x = tree_math.add_scaled(state.x, length, direction)
     done = state.done | ~possible | (size <= tolerance) | (beta_next <= 10 * eps * scalars.matrix_norm)
     done, step, quotient = iteration.computed_once(
         done.astype(size.dtype),
-        (state.step + told.astype(jnp.int32)).astype(size.dtype),
-        jnp.where(told, jnp.minimum(state.quotient, quotient), state.quotient),
+        (state.step + active.astype(jnp.int32)).astype(size.dtype),
+        jnp.where(active, jnp.minimum(state.quotient, quotient), state.quotient),
     )
     return _State(
         x=tree_math.select(possible & ~state.done, x, state.x),
@@ -230,7 +230,7 @@ def _rotate(old: _Scalars, alpha, beta_next, later):
     delta = old.cosine * old.delta_bar + old.sine * alpha
     gamma_bar = old.sine * old.delta_bar - old.cosine * alpha
     largest = jnp.maximum(jnp.abs(gamma_bar), beta_next)
-    unit = jnp.where(largest > 0, largest, one)
+    unit = positive_or_one(largest)
     gamma = unit * jnp.sqrt((gamma_bar / unit) ** 2 + (beta_next / unit) ** 2)
     off = jnp.where(later, old.beta, jnp.zeros_like(alpha))
     matrix_norm = jnp.maximum(old.matrix_norm, jnp.maximum(jnp.abs(alpha), jnp.maximum(off, beta_next)))
@@ -260,7 +260,7 @@ def _rotate(old: _Scalars, alpha, beta_next, later):
 def _smallest_eigenvalue(state: _State, damping: float):
     """Smallest eigenvalue of the tridiagonal matrix, less the damping: a Rayleigh quotient of A.
 
-    A negative number of the size of rounding error is no sign of negative curvature and becomes 0; infinite when no
+    A negative number of the size of rounding error is not a sign of negative curvature and becomes 0; infinite when no
     step was made.
     """
     steps = state.diagonal.shape[0]
@@ -270,7 +270,7 @@ def _smallest_eigenvalue(state: _State, damping: float):
     # The first entry is the norm of the right-hand side and belongs to no row.
     off_diagonal = jnp.where(used, state.off_diagonal, jnp.zeros_like(diagonal))[1:]
     size = jnp.maximum(jnp.max(jnp.abs(diagonal)), jnp.max(jnp.abs(off_diagonal), initial=0))
-    unit = jnp.where(size > 0, size, jnp.ones_like(size))
+    unit = positive_or_one(size)
     smallest = jax.scipy.linalg.eigh_tridiagonal(
         diagonal / unit, off_diagonal / unit, eigvals_only=True, select="i", select_range=(0, 0)
     )

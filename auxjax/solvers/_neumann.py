@@ -24,13 +24,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, loops, tree_math
+from auxjax._internal.safe_math import inverse_or_zero, positive_or_one
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
-from auxjax.solvers.fresh_batches import fresh_series
-
-POWER_STEPS = 5  # p: the estimate of the automatic step uses up to p products and holds p + 1 vectors
-UNROLLED_TERMS = 32  # up to so many terms a CPU gets straight-line code
+from auxjax.solvers.fresh_batches import POWER_STEPS, fresh_series
 
 
 class _Iterate(NamedTuple):
@@ -89,8 +87,8 @@ def neumann(
     Reference: Lorraine, Vicol, Duvenaud, 2020, Optimizing Millions of Hyperparameters by Implicit Differentiation,
     AISTATS, algorithm 3 (whose code leaves out the leading factor).
     """
-    base.check_count("neumann", "num_terms", num_terms, 0)
-    base.check_non_negative("neumann", damping=damping, rtol=rtol)
+    checks.count("neumann", 0, num_terms=num_terms)
+    checks.number("neumann", least=0, known=True, damping=damping, rtol=rtol)
     if step_size is not None:
         _check_step_size(step_size)
 
@@ -98,7 +96,7 @@ def neumann(
         system = base.make_system("neumann", matvec, b, init, key)
         if fresh_batches:
             _require_entries(system)
-            return fresh_series(system, num_terms, step_size, damping, rtol, _choose_unroll(num_terms, unroll))
+            return fresh_series(system, num_terms, step_size, damping, rtol, loops.write_out(num_terms, choice=unroll))
         first = _start(system, damping, step_size)
         # `with_init`: the guess is a candidate; a start from zero is none.
         with_init = init is not None
@@ -137,9 +135,7 @@ def _check_step_size(step_size) -> None:
         raise ValueError(f"neumann(step_size=): expected one number and got an array of shape {jnp.shape(step_size)}.")
     if isinstance(step_size, jax.Array):  # a result, mostly of `power_iteration`, whose value is data
         return
-    base.check_non_negative("neumann", step_size=step_size)
-    if step_size == 0:
-        raise ValueError("neumann(step_size=0): expected a positive number, or None for an automatic step.")
+    checks.number("neumann", above=0, known=True, step_size=step_size)
 
 
 def _start(system, damping, step_size) -> _Iterate:
@@ -159,7 +155,7 @@ def _start(system, damping, step_size) -> _Iterate:
 
 def _size(residual, unit):
     """`||residual||`, measured in a unit of about its size: half the work of a norm that has to find one."""
-    unit = jnp.where(unit > 0, unit, jnp.ones_like(unit))
+    unit = positive_or_one(unit)
     scaled = jax.lax.stop_gradient(tree_math.scale(1.0 / unit, residual))
     return unit * jnp.sqrt(tree_math.vdot(scaled, scaled))
 
@@ -168,14 +164,16 @@ def _next(system, it: _Iterate, damping) -> _Iterate:
     """One Richardson step, and the Rayleigh quotient along the residual: step A r = r - r_next."""
     x = tree_math.add_scaled(it.x, it.step, it.residual)
     left, _ = base.residual(system, x, damping)
-    unit = jnp.where(it.size > 0, it.size, jnp.ones_like(it.size))
+    unit = positive_or_one(it.size)
     before, after = jax.lax.stop_gradient((tree_math.scale(1.0 / unit, it.residual), tree_math.scale(1.0 / unit, left)))
-    fall = tree_math.vdot(before, tree_math.add_scaled(before, -1.0, after))
+    decrease = tree_math.vdot(before, tree_math.add_scaled(before, -1.0, after))
     # A difference in the last digits is rounding error and says nothing about the curvature.
     eps = float(jnp.finfo(unit.dtype).eps)
-    telling = (jnp.abs(fall) > math.sqrt(eps)) & (it.size > math.sqrt(eps) * system.norm) & jnp.isfinite(fall)
-    quotient = fall / jnp.where(it.step > 0, it.step, jnp.ones_like(it.step)) - damping
-    min_curvature = jnp.where(telling, jnp.minimum(it.min_curvature, quotient), it.min_curvature)
+    informative = (
+        (jnp.abs(decrease) > math.sqrt(eps)) & (it.size > math.sqrt(eps) * system.norm) & jnp.isfinite(decrease)
+    )
+    quotient = decrease / positive_or_one(it.step) - damping
+    min_curvature = jnp.where(informative, jnp.minimum(it.min_curvature, quotient), it.min_curvature)
     return _Iterate(x, left, unit * jnp.sqrt(tree_math.vdot(after, after)), it.step, min_curvature)
 
 
@@ -217,19 +215,18 @@ def _power_terms(system, first: _Iterate, steps: int, damping, with_init) -> _It
     The binomials of so few terms cost a digit and a half of the products' precision at the worst: nothing in float32,
     most of what there is in bfloat16. The next term, if there is one, measures its residual anew.
     """
-    one, start_size = jnp.ones_like(first.size), tree_math.norm(first.residual)
-    vectors = [tree_math.scale(1.0 / jnp.where(start_size > 0, start_size, one), first.residual)]
+    start_size = tree_math.norm(first.residual)
+    vectors = [tree_math.scale(1.0 / positive_or_one(start_size), first.residual)]
     growth, quotients = [], []
     for _ in range(steps):
         product = system.matvec(vectors[-1])
         product = tree_math.add_scaled(product, damping, vectors[-1]) if damping else product
         quotients.append(jax.lax.stop_gradient(tree_math.vdot(vectors[-1], product)))
         growth.append(tree_math.norm(product))
-        vectors.append(tree_math.scale(1.0 / jnp.where(growth[-1] > 0, growth[-1], one), product))
+        vectors.append(tree_math.scale(1.0 / positive_or_one(growth[-1]), product))
 
     bound = jax.lax.stop_gradient(jnp.max(jnp.stack(growth)))
-    usable = (bound > 0) & jnp.isfinite(bound)
-    step = jnp.where(usable, 1.0 / jnp.where(usable, bound, one), jnp.zeros_like(bound))
+    step = inverse_or_zero(bound)
     powers = [start_size]  # size of B^j r
     for factor in growth:
         powers.append(powers[-1] * (factor * step))  # in this order nothing overflows: the bracket is at most 1
@@ -240,7 +237,7 @@ def _power_terms(system, first: _Iterate, steps: int, damping, with_init) -> _It
         x = tree_math.add_scaled(first.x, 1.0, tree_math.combine(sums, vectors[:terms]))
         rest = [math.comb(terms, j) * signed[j] for j in range(terms + 1)]
         residual = tree_math.combine(rest, vectors[: terms + 1])
-        # Where nothing was excited (a zero product), quotients are no news.
+        # Where nothing was excited (a zero product), quotients tell nothing.
         seen = jnp.min(jnp.where(jnp.stack(growth) > 0, jnp.stack(quotients) - damping, math.inf))
         return _Iterate(x, residual, _size(residual, first.size), step, seen.astype(step.dtype))
 
@@ -259,11 +256,5 @@ def _repeat(body, state, times: int, unroll):
     if times == 0:  # which `scan` refuses while jit is disabled
         return state
     return jax.lax.scan(
-        lambda carry, _: (body(carry), None), state, length=times, unroll=_choose_unroll(times, unroll)
+        lambda carry, _: (body(carry), None), state, length=times, unroll=loops.write_out(times, choice=unroll)
     )[0]
-
-
-def _choose_unroll(times: int, unroll):
-    if unroll is None:
-        unroll = jax.default_backend() == "cpu" and times <= UNROLLED_TERMS
-    return unroll or 1

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from auxjax._internal import tree_math
-from auxjax._internal.random_keys import check_key
+from auxjax._internal import checks, tree_math
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 
@@ -61,14 +61,14 @@ def nystrom(rank: int, *, damping: float, rtol: float = 1e-3) -> base.Solver:
       Cost: rank + 1 matrix-vector products, `rank` of them at once in memory; 2 rank + 2 vectors; time n rank^2.
 
     Raises:
-      TypeError: `rank` is no integer; by `solve`: no `key`, or an old-style one.
+      TypeError: `rank` is not an integer; by `solve`: no `key`, or an old-style one.
       ValueError: an option out of range; by `solve`: an `Operator(symmetric=False)`.
 
     Reference: Hataya, Yamada, 2023, Nystrom Method for Accurate and Scalable Implicit Differentiation, AISTATS,
     equation 6; Frangella, Tropp, Udell, 2023, Randomized Nystrom Preconditioning, algorithm 2.1 for the computation.
     """
-    base.check_count("nystrom", "rank", rank, 1)
-    base.check_non_negative("nystrom", damping=damping, rtol=rtol)
+    checks.count("nystrom", 1, rank=rank)
+    checks.number("nystrom", least=0, known=True, damping=damping, rtol=rtol)
     if damping == 0:
         raise ValueError(
             "nystrom(damping=0): expected a positive number. A low-rank matrix has no inverse without one; "
@@ -104,7 +104,7 @@ def _require_key(where: str, key: Key | None) -> Key:
             f"{where}(key=) is missing: its directions are random. Pass key=jax.random.key(seed); "
             "an estimator such as implicit(nystrom(...)) hands its own key= on to the solver."
         )
-    check_key(key, f"{where}(key=)")
+    checks.key(where, key)
     return key
 
 
@@ -135,7 +135,7 @@ def sketch_matrix(matvec: base.Matvec, like: PyTree, rank: int, key: Key) -> Nys
     products = jax.lax.stop_gradient(jax.vmap(product, in_axes=1, out_axes=1)(directions))
     products = jnp.where(tree_math.all_finite(products), products, jnp.zeros_like(products))
     norm = tree_math.norm(products)
-    unit = jnp.where(norm > 0, norm, jnp.ones_like(norm))
+    unit = positive_or_one(norm)
     products = products / unit
 
     core = _multiply(directions.T, products)

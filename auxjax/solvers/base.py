@@ -10,7 +10,6 @@ Not for: rectangular systems.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -18,8 +17,8 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
-from auxjax._internal.random_keys import check_key
+from auxjax._internal import checks, tree_math
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.interface import Key, PyTree, Scalar
 
 
@@ -129,20 +128,19 @@ def make_system(where: str, matvec: Matvec, b: PyTree, init: PyTree, key: Key | 
       key: typed PRNG key, or `None`.
 
     Raises:
-      TypeError: `matvec` is no function, `key` is an old-style key, or `b` has leaves that are not real floats.
+      TypeError: `matvec` is not a function, `key` is an old-style key, or `b` has leaves that are not real floats.
       ValueError: `b` has no leaves, or `init`, `matvec(b)` or `matvec.transpose(b)` has another structure or other
         shapes than `b`.
     """
-    if not callable(matvec):
-        raise TypeError(f"{where} solve(matvec=): expected a function x -> A x, got {type(matvec).__name__}.")
+    checks.function(f"{where} solve", "a function x -> A x", matvec=matvec)
     if key is not None:
-        check_key(key, f"{where} solve(key=)")
-    b = check_floating(f"{where} solve(b=)", b)
-    check_like(f"{where} solve(matvec=) returned a pytree that", jax.eval_shape(matvec, b), b, "b")
+        checks.key(f"{where} solve", key)
+    b = checks.floating(f"{where} solve(b=)", b)
+    checks.like(f"{where} solve(matvec=) returned a pytree that", jax.eval_shape(matvec, b), b, "b")
     high = tree_math.upcast(b)
     start = None
     if init is not None:
-        check_like(f"{where} solve(init=)", init, b, "b")
+        checks.like(f"{where} solve(init=)", init, b, "b")
         start = tree_math.cast_like(jax.tree.map(jnp.asarray, init), high)
 
     def in_high(function):
@@ -157,7 +155,7 @@ def make_system(where: str, matvec: Matvec, b: PyTree, init: PyTree, key: Key | 
             entry, count = in_high(matvec.entry), matvec.count
         if matvec.transpose is not None:
             answer = jax.eval_shape(matvec.transpose, b)
-            check_like(f"{where} solve(matvec=): its transpose returned a pytree that", answer, b, "b")
+            checks.like(f"{where} solve(matvec=): its transpose returned a pytree that", answer, b, "b")
             transpose = in_high(matvec.transpose)
     return System(in_high(matvec), high, start, norm, lambda x: tree_math.cast_like(x, b), entry, count, transpose)
 
@@ -177,32 +175,6 @@ def require_symmetric(where: str, matvec: Matvec) -> None:
         )
 
 
-def check_floating(what: str, tree):
-    """`tree` with its leaves as arrays; raises unless there are some and all are real floating."""
-    tree = jax.tree.map(jnp.asarray, tree)
-    leaves = jax.tree.leaves(tree)
-    if not leaves:
-        raise ValueError(f"{what} has no leaves.")
-    for leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"{what} has a leaf of dtype {leaf.dtype}; expected real floating arrays.")
-    return tree
-
-
-def check_like(what: str, tree, like, name: str) -> None:
-    """Raises ValueError unless `tree` has the structure and the shapes of `like`, which messages call `name`."""
-    came, wanted = jax.tree.structure(tree), jax.tree.structure(like)
-    if came != wanted:
-        raise ValueError(f"{what} has the structure {came}; expected that of {name}, {wanted}.")
-    pairs = zip(jax.tree.leaves_with_path(like), jax.tree.leaves(tree), strict=True)
-    for (path, leaf), other in pairs:
-        if jnp.shape(other) != jnp.shape(leaf):
-            raise ValueError(
-                f"{what} has a leaf of shape {jnp.shape(other)} at {jax.tree_util.keystr(path)!r}; "
-                f"{name} has {jnp.shape(leaf)} there."
-            )
-
-
 def residual(system: System, x, damping: float):
     """Residual of the damped system and the undamped product: `(b - A x - damping x, A x)`. Cost: one product."""
     product = system.matvec(x)
@@ -219,7 +191,7 @@ def relative(system: System, size: jax.Array) -> jax.Array:
 def rayleigh(x, product) -> jax.Array:
     """Rayleigh quotient `<x, A x> / <x, x>`, and 0 when x = 0; safe against underflow of the squares."""
     size = tree_math.norm(x)
-    safe = jnp.where(size > 0, size, jnp.ones_like(size))
+    safe = positive_or_one(size)
     direction = tree_math.scale(1.0 / safe, x)
     return tree_math.vdot(direction, product) / safe
 
@@ -242,20 +214,3 @@ def make_info(relative_residual, num_matvecs, converged, min_curvature) -> Solve
     """A `SolveInfo` of constants: reports are not differentiated."""
     info = SolveInfo(relative_residual, jnp.asarray(num_matvecs, jnp.int32), converged, min_curvature)
     return jax.tree.map(jax.lax.stop_gradient, info)
-
-
-def check_non_negative(where: str, **options) -> None:
-    """Raises ValueError for an option that is negative, not finite or not a number known at trace time."""
-    for name, value in options.items():
-        if isinstance(value, jax.core.Tracer):
-            raise TypeError(f"{where}({name}=) is a traced value; solver options are Python numbers.")
-        if not math.isfinite(value) or value < 0:
-            raise ValueError(f"{where}({name}={value!r}): expected a finite number >= 0.")
-
-
-def check_count(where: str, name: str, value, least: int) -> None:
-    """Raises unless `value` is a Python integer of at least `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{where}({name}={value!r}): expected an integer known at trace time.")
-    if value < least:
-        raise ValueError(f"{where}({name}={value}): expected at least {least}.")

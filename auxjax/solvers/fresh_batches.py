@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import tree_math
+from auxjax._internal.safe_math import inverse_or_zero, positive_or_one
 from auxjax.solvers import base
 
-POWER_STEPS = 5  # products that the automatic step takes, one mini-batch each
+POWER_STEPS = 5  # p: the automatic step takes up to p products, and without fresh batches holds p + 1 vectors
 
 
 def fresh_series(system: base.System, num_terms: int, step_size, damping: float, rtol: float, unroll):
@@ -65,10 +66,9 @@ def _automatic_step(system: base.System, entry: Callable, steps: int, damping: f
     vector, bound = system.b, jnp.zeros_like(system.norm)
     size = tree_math.norm(vector)
     for index in range(steps):
-        vector = tree_math.scale(1.0 / jnp.where(size > 0, size, jnp.ones_like(size)), vector)
+        vector = tree_math.scale(1.0 / positive_or_one(size), vector)
         product = entry(vector, index % system.count)
         vector = tree_math.add_scaled(product, damping, vector) if damping else product
         size = tree_math.norm(vector)
         bound = jnp.maximum(bound, jnp.where(jnp.isfinite(size), size, jnp.full_like(size, math.inf)))
-    usable = (bound > 0) & jnp.isfinite(bound)
-    return jnp.where(usable, 1.0 / jnp.where(usable, bound, jnp.ones_like(bound)), jnp.zeros_like(bound))
+    return inverse_or_zero(bound)

@@ -14,7 +14,8 @@ Reference: Fischer, 1998, Projection Techniques for Iterative Solution of Ax = b
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.interface import PyTree
 from auxjax.solvers import base
 
@@ -42,14 +43,14 @@ def galerkin(matvec: base.Matvec, b: PyTree, directions: list[PyTree], *, dampin
     if not directions:
         raise ValueError("galerkin(directions=) is empty; expected at least one pytree like b.")
     for number, direction in enumerate(directions):
-        base.check_like(f"galerkin(directions=)[{number}]", direction, b, "b")
-    base.check_non_negative("galerkin", damping=damping)
+        checks.like(f"galerkin(directions=)[{number}]", direction, b, "b")
+    checks.number("galerkin", least=0, known=True, damping=damping)
     system = base.make_system("galerkin", matvec, b, None, None)
     vectors, sizes = zip(*[_unit(tree_math.cast_like(direction, system.b)) for direction in directions], strict=True)
     products = [tree_math.add_scaled(system.matvec(vector), damping, vector) for vector in vectors]
     # In units of ||b||, and of the square root of each product's norm: neither scale nor stiffness decides what is
     # dependent.
-    norm = jnp.where(system.norm > 0, system.norm, jnp.ones_like(system.norm))
+    norm = positive_or_one(system.norm)
     right = tree_math.scale(1.0 / norm, system.b)
     lengths = jnp.stack([tree_math.norm(product) for product in products])
     known = (lengths > 0) & jnp.isfinite(lengths)

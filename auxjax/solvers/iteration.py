@@ -6,11 +6,10 @@ The iteration sees a right-hand side of unit length, so that tolerances mean the
 not finite is replaced with the initial guess. The derivative is that of the linear system: one more solve, and not a
 walk back through the steps.
 
-Loops. On the CPU a convolution inside `while_loop`, `scan` or `cond` runs 15 to 30 times slower than the same code
-outside, so that short iterations are written out there. Straight-line code cannot stop early: all steps are computed,
-those after the end are thrown away, and reports count them.
+Short iterations are written out on the CPU (`auxjax._internal.loops`). Straight-line code cannot stop early: all steps
+are computed, those after the end are thrown away, and reports count them.
 
-Not for: solvers that are no iteration.
+Not for: solvers that are not an iteration.
 """
 
 from collections.abc import Callable
@@ -18,10 +17,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, loops, tree_math
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.solvers import base
-
-UNROLLED_STEPS = 32  # up to so many steps a CPU gets straight-line code
 
 
 def framed_solve(system: base.System, damping: float, iterate: Callable, *, symmetric: bool):
@@ -47,10 +45,10 @@ def framed_solve(system: base.System, damping: float, iterate: Callable, *, symm
     start = jax.tree.map(jnp.zeros_like, system.b) if system.start is None else system.start
 
     def run(operator, right):
-        # Derivatives solve systems with other right-hand sides, for which the guess is no guess.
+        # Derivatives solve systems with other right-hand sides, for which the guess is not a guess.
         guess = tree_math.scale(_equal(right, system.b).astype(system.norm.dtype), start)
         size = tree_math.norm(right)
-        unit = jnp.where(size > 0, size, jnp.ones_like(size))
+        unit = positive_or_one(size)
         x, aux = iterate(operator, tree_math.scale(1.0 / unit, right), tree_math.scale(1.0 / unit, guess))
         x = tree_math.scale(unit, x)
         fine = tree_math.all_finite(x)
@@ -111,20 +109,15 @@ def computed_once(*scalars):
 
 def choose_unroll(where: str, unroll, steps: int) -> bool:
     """The option `unroll`, or for `None` whether the backend is a CPU and the steps are few."""
-    if unroll is None:
-        return jax.default_backend() == "cpu" and steps <= UNROLLED_STEPS
-    if not isinstance(unroll, bool):
+    if not (unroll is None or isinstance(unroll, bool)):
         raise TypeError(f"{where}(unroll={unroll!r}): expected True, False, or None to choose by the backend.")
-    return unroll
+    return bool(loops.write_out(steps, choice=unroll))
 
 
 def check_preconditioner(where: str, preconditioner) -> None:
     """Raises TypeError unless `preconditioner` is a function or `None`."""
-    if preconditioner is not None and not callable(preconditioner):
-        raise TypeError(
-            f"{where}(preconditioner=) wants a linear function, pytree like b -> the same, "
-            f"and got {type(preconditioner).__name__}."
-        )
+    if preconditioner is not None:
+        checks.function(where, "a linear function, pytree like b -> the same", preconditioner=preconditioner)
 
 
 def make_preconditioner(where: str, preconditioner, b, right) -> Callable:
@@ -144,7 +137,7 @@ def make_preconditioner(where: str, preconditioner, b, right) -> Callable:
     if preconditioner is None:
         return lambda r: r
     answer = jax.eval_shape(preconditioner, b)
-    base.check_like(f"{where}(preconditioner=) returned a pytree that", answer, b, "b")
+    checks.like(f"{where}(preconditioner=) returned a pytree that", answer, b, "b")
 
     def apply(r):
         return tree_math.cast_like(preconditioner(tree_math.cast_like(r, b)), r)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
@@ -61,11 +61,13 @@ def cg(
 
     Reference: Hestenes, Stiefel, 1952, Methods of Conjugate Gradients for Solving Linear Systems.
     """
-    base.check_count("cg", "max_steps", max_steps, 1)
-    base.check_non_negative("cg", rtol=rtol, damping=damping)
+    checks.count("cg", 1, max_steps=max_steps)
+    checks.number("cg", least=0, known=True, rtol=rtol, damping=damping)
     iteration.check_preconditioner("cg", preconditioner)
     written_out = iteration.choose_unroll("cg", unroll, max_steps)
-    settle = iteration.computed_once if written_out else lambda *scalars: scalars  # a loop's state is no formula
+    break_fusion = (
+        iteration.computed_once if written_out else lambda *scalars: scalars
+    )  # a loop's state is not a formula
 
     def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         base.require_symmetric("cg", matvec)
@@ -79,7 +81,7 @@ def cg(
             residual = right if init is None else tree_math.add_scaled(right, -1.0, operator(guess))
             first = _start(guess, residual, apply, tolerance)
             last, trips = iteration.repeat(
-                lambda s: _step(operator, apply, s, tolerance, settle), first, max_steps, written_out
+                lambda s: _step(operator, apply, s, tolerance, break_fusion), first, max_steps, written_out
             )
             return last.x, (trips + jnp.int32(init is not None), last.quotient - damping)
 
@@ -118,7 +120,7 @@ def _start(x, residual, apply, tolerance) -> _State:
     return _State(x, residual, direction, square, jnp.full_like(square, jnp.inf), size <= tolerance)
 
 
-def _step(operator, apply, state: _State, tolerance, settle) -> _State:
+def _step(operator, apply, state: _State, tolerance, break_fusion) -> _State:
     """One step; where the iteration is done its length is zero, and the solution stays as it is.
 
     A direction without curvature, or with one that is not finite, ends the iteration. A negative curvature does not:
@@ -130,7 +132,7 @@ def _step(operator, apply, state: _State, tolerance, settle) -> _State:
     length = state.square / jnp.where(curvature == 0, one, curvature)
     possible = (curvature != 0) & jnp.isfinite(length) & ~state.done
     quotient = curvature / tree_math.vdot(state.direction, state.direction)
-    length, quotient, possible = settle(
+    length, quotient, possible = break_fusion(
         jnp.where(possible, length, jnp.zeros_like(length)),
         jnp.where(possible, jnp.minimum(quotient, state.quotient), state.quotient),
         possible.astype(length.dtype),
@@ -141,7 +143,7 @@ def _step(operator, apply, state: _State, tolerance, settle) -> _State:
     size = square if apply is None else tree_math.vdot(residual, residual)
     ratio = square / jnp.where(state.square == 0, one, state.square)
     done = (possible == 0) | (jnp.sqrt(size) <= tolerance)
-    ratio, square, done = settle(ratio, square, done.astype(length.dtype))
+    ratio, square, done = break_fusion(ratio, square, done.astype(length.dtype))
     return _State(
         x=tree_math.add_scaled(state.x, length, state.direction),
         residual=residual,

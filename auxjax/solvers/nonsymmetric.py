@@ -19,7 +19,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
@@ -154,8 +154,8 @@ def bicgstab(
 
 
 def _check(where, max_steps, rtol, damping, preconditioner) -> None:
-    base.check_count(where, "max_steps", max_steps, 1)
-    base.check_non_negative(where, rtol=rtol, damping=damping)
+    checks.count(where, 1, max_steps=max_steps)
+    checks.number(where, least=0, known=True, rtol=rtol, damping=damping)
     iteration.check_preconditioner(where, preconditioner)
 
 

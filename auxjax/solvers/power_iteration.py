@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
+from auxjax._internal import checks, tree_math
+from auxjax._internal.safe_math import inverse_or_zero
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 
@@ -43,10 +44,9 @@ def power_iteration(num_steps: int = 1, *, first_steps: int = 10) -> base.Prepar
       derivatives. Where a product is not finite, or the vector is zero, it starts again from b.
 
     Raises:
-      TypeError, ValueError: a number of steps that is no positive integer.
+      TypeError, ValueError: a number of steps that is not a positive integer.
     """
-    base.check_count("power_iteration", "num_steps", num_steps, 1)
-    base.check_count("power_iteration", "first_steps", first_steps, 1)
+    checks.count("power_iteration", 1, num_steps=num_steps, first_steps=first_steps)
 
     def prepare(matvec: base.Matvec, b: PyTree, previous: PyTree, key: Key | None):
         system = base.make_system("power_iteration", matvec, b, None, key)
@@ -67,6 +67,4 @@ def power_iteration(num_steps: int = 1, *, first_steps: int = 10) -> base.Prepar
 
 
 def _unit(tree):
-    size = tree_math.norm(tree)
-    usable = (size > 0) & jnp.isfinite(size)
-    return tree_math.scale(jnp.where(usable, 1.0 / jnp.where(usable, size, jnp.ones_like(size)), 0), tree)
+    return tree_math.scale(inverse_or_zero(tree_math.norm(tree)), tree)

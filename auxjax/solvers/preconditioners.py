@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from auxjax._internal import tree_math
-from auxjax._internal.random_keys import check_key
+from auxjax._internal import checks, tree_math
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
 from auxjax.solvers._nystrom import NystromSketch, apply_inverse, sketch_matrix
@@ -38,7 +38,7 @@ class DiagonalPreconditioner(NamedTuple):
     diagonal: Any
 
     def __call__(self, r):
-        base.check_like("diagonal_preconditioner: the right-hand side", r, self.diagonal, "the diagonal")
+        checks.like("diagonal_preconditioner: the right-hand side", r, self.diagonal, "the diagonal")
         return jax.tree.map(lambda a, d: (a.astype(d.dtype) / d).astype(a.dtype), r, self.diagonal)
 
 
@@ -74,10 +74,10 @@ def diagonal_preconditioner(diagonal: PyTree) -> DiagonalPreconditioner:
       TypeError: a leaf is not real floating.
       ValueError: there are no leaves.
     """
-    diagonal = base.check_floating("diagonal_preconditioner(diagonal=)", diagonal)
+    diagonal = checks.floating("diagonal_preconditioner(diagonal=)", diagonal)
     high = jax.tree.map(jnp.abs, tree_math.upcast(diagonal))
     largest = jnp.max(jnp.stack([jnp.max(leaf, initial=0) for leaf in jax.tree.leaves(high)]))
-    unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    unit = positive_or_one(largest)
     floor = jnp.finfo(unit.dtype).eps.astype(unit.dtype) * unit
     return DiagonalPreconditioner(jax.tree.map(lambda leaf: jnp.maximum(leaf, floor), high))
 
@@ -103,8 +103,8 @@ def adam_preconditioner(second_moment: PyTree, eps: float = 1e-8) -> DiagonalPre
 
     Reference: Kingma, Ba, 2015, Adam: A Method for Stochastic Optimization, algorithm 1.
     """
-    base.check_non_negative("adam_preconditioner", eps=eps)
-    second_moment = base.check_floating("adam_preconditioner(second_moment=)", second_moment)
+    checks.number("adam_preconditioner", least=0, known=True, eps=eps)
+    second_moment = checks.floating("adam_preconditioner(second_moment=)", second_moment)
     high = tree_math.upcast(second_moment)
     return diagonal_preconditioner(
         jax.tree.map(lambda nu: jnp.sqrt(jnp.maximum(nu, 0)) + jnp.asarray(eps, nu.dtype), high)
@@ -133,15 +133,15 @@ def nystrom_preconditioner(
       per application. Held fixed under differentiation.
 
     Raises:
-      TypeError: `matvec` is no function, `like` has leaves that are not real floating, `key` is an old-style key.
+      TypeError: `matvec` is not a function, `like` has leaves that are not real floating, `key` is an old-style key.
       ValueError: an option out of range; `matvec(like)` is not like `like`; an `Operator(symmetric=False)`.
 
     Reference: Frangella, Tropp, Udell, 2023, Randomized Nystrom Preconditioning, equation 5.3.
     """
-    base.check_count("nystrom_preconditioner", "rank", rank, 1)
-    base.check_non_negative("nystrom_preconditioner", damping=damping)
+    checks.count("nystrom_preconditioner", 1, rank=rank)
+    checks.number("nystrom_preconditioner", least=0, known=True, damping=damping)
     base.require_symmetric("nystrom_preconditioner", matvec)
-    check_key(key, "nystrom_preconditioner(key=)")
+    checks.key("nystrom_preconditioner", key)
     system = base.make_system("nystrom_preconditioner", matvec, like, None, key)
     sketch = sketch_matrix(system.matvec, system.b, rank, key)
     smallest, largest = sketch.eigenvalues[-1], sketch.eigenvalues[0]

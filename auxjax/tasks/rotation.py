@@ -9,7 +9,7 @@ Reference: Gidaris, Singh and Komodakis (ICLR 2018).
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal.random_keys import check_key
+from auxjax._internal import checks
 
 
 def rotate_batch(images: jax.Array, turns: jax.Array) -> jax.Array:
@@ -58,7 +58,7 @@ def rotation_batch(key: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Ar
       ValueError: the images are not square or not of rank 4.
     """
     where = "rotation_batch"
-    check_key(key, f"{where}(key)")
+    checks.key(where, key)
     _check_images(where, images)
     turns = jax.random.randint(key, images.shape[:1], 0, 4, jnp.int32)
     return rotate_batch(images, turns), turns

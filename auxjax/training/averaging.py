@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
-from auxjax._internal.tracing import is_traced
 
 
 class Average(NamedTuple):
@@ -37,8 +37,7 @@ def check_average(average: Average | None) -> None:
         return
     if not isinstance(average, Average):
         raise TypeError(f"make_step(average=): expected auxjax.Average(decay=0.999), got {type(average).__name__}.")
-    if not is_traced(average.decay) and not 0 <= average.decay < 1:
-        raise ValueError(f"Average(decay={average.decay!r}): expected a number in [0, 1), such as 0.999.")
+    checks.number("Average", least=0, below=1, decay=average.decay)
 
 
 def start_average(params) -> Any:

@@ -86,8 +86,8 @@ def restore(manager, like, step: int | None = None) -> Restored | None:
             "It was saved by another model, method or optimiser. Use the settings it was made with, or another folder."
         ) from error
     wanted = [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(like)]
-    came = [leaf.shape for leaf in jax.tree.leaves(found["tree"])]
-    for (path, shape), other in zip(wanted, came, strict=True):
+    got = [leaf.shape for leaf in jax.tree.leaves(found["tree"])]
+    for (path, shape), other in zip(wanted, got, strict=True):
         if shape != other:
             raise ValueError(
                 f"The checkpoint {step} in {manager.directory} has shape {other} for {path}; this run has {shape}. "

@@ -18,6 +18,7 @@ from functools import wraps
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.interface import TaskLosses, TaskModel, bind
 from auxjax.methods.shared.evaluation import evaluate
@@ -101,10 +102,10 @@ def accumulate(model: TaskModel, num_parts: int, *, unroll: bool = False) -> Tas
       A `TaskModel`.
 
     Raises:
+      TypeError: not a whole number of parts.
       ValueError: fewer parts than one; and, when the losses are called, a leading axis that does not divide.
     """
-    if not isinstance(num_parts, int) or num_parts < 1:
-        raise ValueError(f"accumulate(num_parts={num_parts!r}): expected a whole number of at least 1.")
+    checks.count("accumulate", 1, num_parts=num_parts)
     if num_parts == 1:
         return model
 
@@ -167,7 +168,7 @@ def remat(model: TaskModel, policy: Callable | None = None) -> TaskModel:
       A `TaskModel`. Cost: up to one more forward pass per derivative; values are the same.
 
     Raises:
-      TypeError: a policy that is no function.
+      TypeError: a policy that is not a function.
     """
     if policy is not None and not callable(policy):
         raise TypeError(

@@ -5,6 +5,7 @@ own batches: give it whole data sets that live on the device and a function that
 does nothing per step.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal.random_keys import check_key
+from auxjax._internal import checks, loops
 from auxjax.interface import Context, Method, TaskModel, TrainState, bind, call
 from auxjax.methods.shared.evaluation import loss_shapes
 from auxjax.training.averaging import Average, check_average, start_average, update_average
@@ -85,7 +86,7 @@ def make_step(
 
     Raises:
       ValueError: an impossible option, or (from `init`, before any training) losses that do not fit the interface.
-      TypeError: an old-style key.
+      TypeError: an old-style key, or an option of the wrong type.
     """
     if mesh is not None and axis_name is not None:
         raise ValueError("make_step: mesh= splits batches under jit, axis_name= is for replicas under pmap. Give one.")
@@ -136,9 +137,9 @@ def make_updates(
 
 def repeat_updates(updates: Updates, *, inner_steps: int, outer_steps: int, loop: str | None, donate: bool):
     """The compiled `step(state, inner_batch, outer_batch=None)` of `make_step`, with its arguments."""
-    if loop not in (None, "scan", "host"):
-        raise ValueError(f"make_step(loop={loop!r}): expected 'scan', 'host' or None (automatic).")
-    loop = loop or ("host" if jax.default_backend() == "cpu" and max(inner_steps, outer_steps) > 1 else "scan")
+    checks.one_of("make_step", ("scan", "host", None), loop=loop)
+    times = max(inner_steps, outer_steps)
+    loop = loop or ("host" if times > 1 and loops.write_out(times, math.inf) else "scan")
     compiled = partial(jax.jit, donate_argnums=0) if donate else jax.jit
     inner_update, outer_update = updates.inner, updates.outer
     if loop == "host":
@@ -188,7 +189,7 @@ class _Plan(NamedTuple):
 def _init(plan, key, params, batch, model_state=None) -> TrainState:
     # Made once and copied to all replicas, so outside of their averages.
     plan = plan._replace(axis_name=None)
-    check_key(key, "init(key=)")
+    checks.key("init", key)
     _check_params(params)
     # Copies: the step donates its state, and the caller's arrays are not ours to give away. Strong types: a state that
     # changed type after the first step would compile the step twice.
@@ -339,7 +340,7 @@ def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, 
       ValueError: the method has no weights.
       TypeError: an old-style key.
     """
-    check_key(key, "task_weights(key=)")
+    checks.key("task_weights", key)
     if method.weights is None:
         raise ValueError("task_weights: this method weighs no tasks or examples (its `weights` is None).")
     context = Context(_bound_model(model, state), optax.with_extra_args_support(optax.identity()))
@@ -357,9 +358,7 @@ def _check_options(model, method, optimizer, inner_steps, outer_steps) -> None:
         )
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"make_step(optimizer=): expected an optax transformation, got {type(optimizer).__name__}.")
-    for name, value in (("inner_steps", inner_steps), ("outer_steps", outer_steps)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"make_step({name}={value!r}): expected a whole number of at least 1.")
+    checks.count("make_step", 1, inner_steps=inner_steps, outer_steps=outer_steps)
 
 
 def _check_params(params) -> None:

@@ -17,12 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from auxjax._internal import checks
 from auxjax.interface import TrainState
 from auxjax.training.averaging import Average
 from auxjax.training.parallel import shard_batch
 from auxjax.training.step import Updates, make_updates, repeat_updates
-
-BATCHES = ("shared", "stacked")
 
 
 def make_sweep(
@@ -75,8 +74,7 @@ def make_sweep(
       ValueError: an option that must be known was made from a point; points, keys or params whose leading axes differ;
         a number of runs that the devices cannot share; whatever `make_step` refuses.
     """
-    if batches not in BATCHES:
-        raise ValueError(f"make_sweep(batches={batches!r}): expected one of {', '.join(BATCHES)}.")
+    checks.one_of("make_sweep", ("shared", "stacked"), batches=batches)
     points = jax.tree.map(jnp.asarray, points)
     count = _count("points", points, mesh) if jax.tree.leaves(points) else None
     points = points if mesh is None else shard_batch(points, mesh)
@@ -124,11 +122,11 @@ def make_sweep(
         _check_axis("init(model_state=)", model_state, runs)
         if batches == "stacked":
             _check_axis("init(batch=)", batch, runs)
-        with _numbers_stay_open():
+        with _explain_concretisation_errors():
             return updates.init(points, keys, params, batch, model_state)
 
     def step(state: TrainState, inner_batch, outer_batch=None):
-        with _numbers_stay_open():
+        with _explain_concretisation_errors():
             return step_runs(state, (points, inner_batch), outer_batch)
 
     return init, step
@@ -143,13 +141,13 @@ def _has_outer(updates_of, points) -> bool:
     """Whether the method has an outer level; raises here, before any training, where a point cannot be traced."""
     found = []
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), points)
-    with _numbers_stay_open():
+    with _explain_concretisation_errors():
         jax.eval_shape(lambda point: found.append(updates_of(point).outer is not None), one)
     return found[0]
 
 
 @contextlib.contextmanager
-def _numbers_stay_open():
+def _explain_concretisation_errors():
     """Says what to do where a value of a point is asked for: in `make`, or later in what it returned."""
     try:
         yield

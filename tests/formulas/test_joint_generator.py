@@ -186,14 +186,18 @@ def test_derivatives_are_finite_where_something_is_zero(case, task, single_preci
 @pytest.mark.parametrize(
     ("options", "piece"),
     [
-        ({"num_generated": 1}, "at least 2"),
-        ({"num_generated": 0, "task": "regression"}, "at least 1"),
-        ({"num_generated": 2.0}, "whole number"),
-        ({"num_generated": 2, "task": "ranking"}, "expected one of"),
-        ({"num_generated": 2, "features": "source"}, "expected one of"),
+        ({"num_generated": 1}, "whole number >= 2"),
+        ({"num_generated": 0, "task": "regression"}, "whole number >= 1"),
+        ({"num_generated": 2, "task": "ranking"}, "'classification' or 'regression'"),
+        ({"num_generated": 2, "features": "source"}, "'generated' or 'mixed'"),
         ({"num_generated": 2, "hidden": (0,)}, "hidden"),
     ],
 )
 def test_mistakes_are_named(options, piece):
     with pytest.raises(ValueError, match=piece):
         joint_generator(**options)
+
+
+def test_a_number_that_is_not_whole_is_named():
+    with pytest.raises(TypeError, match=r"num_generated=2\.0.*whole number"):
+        joint_generator(2.0)

@@ -149,7 +149,7 @@ def test_the_surrogate_has_the_gradient_of_the_expected_reward(value):
 
 
 def test_leave_one_out_is_unbiased():
-    """Exactly, over all 64 pairs of roll-outs, equal ones among them."""
+    """Exactly, over all 64 pairs of rollouts, equal ones among them."""
     pairs = jnp.array(list(itertools.product(range(8), repeat=2))).T  # [2, 64]
     rewards = REWARDS[pairs]
     advantages = rewards - policy_gradient.leave_one_out(rewards)

@@ -70,8 +70,8 @@ def test_a_task_without_labels_keeps_its_mean():
     ("options", "piece"),
     [
         ({"form": "log"}, "'normalised' or 'log_auxiliary'"),
-        ({"decay": 1.0}, "0 <= decay < 1"),
-        ({"epsilon": 0.0}, "epsilon > 0"),
+        ({"decay": 1.0}, r"decay=1\.0.*in \[0, 1\)"),
+        ({"epsilon": 0.0}, r"epsilon=0\.0.*> 0"),
         ({"shift": {"depth": 1.0}}, "names 'depth'"),
     ],
 )

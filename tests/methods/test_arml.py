@@ -222,10 +222,10 @@ def test_primary_labels_may_drive_the_weights_only():
     [
         ({"form": "three"}, "expected 'merged' or 'two_stage'"),
         ({"form": "two_stage"}, "needs both"),
-        ({"form": "two_stage", "step_size": -1.0, "temperature": 1.0}, "each >= 0"),
+        ({"form": "two_stage", "step_size": -1.0, "temperature": 1.0}, r"step_size=-1\.0.*>= 0"),
         ({"step_size": 0.1}, "adds no noise"),
         ({"projection": "softmax"}, "'simplex' or 'shift_and_clamp'"),
-        ({"total": 0.0}, "expected a number > 0"),
+        ({"total": 0.0}, "expected a finite number > 0"),
         ({"max_updates": 1}, "min_updates <= max_updates"),
     ],
 )

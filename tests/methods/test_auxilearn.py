@@ -211,8 +211,8 @@ def test_monotone_slopes_are_its_weights():
 @pytest.mark.parametrize(
     ("options", "piece"),
     [
-        ({"form": "quadratic"}, "expected one of"),
-        ({"constraint": "abs"}, "expected one of"),
+        ({"form": "quadratic"}, "expected 'linear', 'monotone', 'deep_linear' or 'convolutional'"),
+        ({"constraint": "abs"}, "constraint='abs'.: expected"),
         ({"hidden": ()}, "whole numbers"),
         ({"form": "convolutional", "channels": (0,)}, "whole numbers"),
         ({"upper": 0.0}, "> 0"),

@@ -50,9 +50,16 @@ def test_a_task_without_labels_has_the_ratio_one():
     assert aux1 != 1.0
 
 
-@pytest.mark.parametrize("options", [{"window": 0}, {"window": 1.5}, {"temperature": 0.0}])
-def test_mistakes_are_named(options):
-    with pytest.raises(ValueError, match="expected a whole number >= 1"):
+@pytest.mark.parametrize(
+    ("options", "error", "piece"),
+    [
+        ({"window": 0}, ValueError, "window=0.*whole number >= 1"),
+        ({"window": 1.5}, TypeError, "window=1.5.*whole number >= 1"),
+        ({"temperature": 0.0}, ValueError, "temperature=0.0.*> 0"),
+    ],
+)
+def test_mistakes_are_named(options, error, piece):
+    with pytest.raises(error, match=piece):
         auxjax.methods.get("dwa", **options)
 
 

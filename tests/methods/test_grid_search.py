@@ -58,7 +58,7 @@ def test_a_candidate_that_diverges_is_not_selected():
     [
         ({"values": ()}, "empty grid"),
         ({"candidates": []}, "empty grid"),
-        ({"values": (float("nan"),)}, "not finite"),
+        ({"values": (float("nan"),)}, "weight=nan.*finite number"),
         ({"values": (0.0, 1.0), "limit": 3}, "2 values for 2 tasks are 4 candidates"),
         ({"candidates": [{"aux0": 1.0}] * 4, "limit": 3}, "4 candidates"),
         ({"candidates": [{"depth": 1.0}]}, "names 'depth'"),

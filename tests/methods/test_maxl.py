@@ -239,7 +239,7 @@ def test_the_entropy_weight_spreads_the_labels(ordinary_promotion):
         ({"sub_classes": 0}, ValueError, "sub_classes=0"),
         ({"look_ahead_steps": 2, "form": "finite_difference"}, ValueError, "one step ahead"),
         ({"form": "finite_difference", "hypergradient": auxjax.implicit(auxjax.cg())}, ValueError, "instead of"),
-        ({"hypergradient": "cg"}, TypeError, "wants an estimator"),
+        ({"hypergradient": "cg"}, TypeError, "expected an estimator"),
         ({"generator": lambda meta: meta}, TypeError, "Generator"),
         ({"labels": "y"}, TypeError, "a function of the batch"),
         ({"epsilon": 0.0}, ValueError, "epsilon=0.0"),

@@ -138,9 +138,9 @@ def test_an_id_outside_of_the_table_shows():
     ("error", "options", "piece"),
     [
         (TypeError, {"ids": "id"}, "function"),
-        (ValueError, {"num_examples": 0}, "at least 1"),
+        (ValueError, {"num_examples": 0}, "whole number >= 1"),
         (ValueError, {"activation": "relu"}, "'softplus' or 'sigmoid'"),
-        (ValueError, {"spread": -1.0}, "standard deviation"),
+        (ValueError, {"spread": -1.0}, r"spread=-1\.0.*>= 0"),
         (ValueError, {"ids": lambda batch: batch["id"][:3]}, r"expected int\[8\]"),
         (ValueError, {"ids": lambda batch: batch["y"]["primary"]}, "float64"),
     ],

@@ -90,7 +90,7 @@ def loss_after(params, opt_state, batch, dev, labels, *, optimizer=MOMENTUM, wei
     return primary(optax.apply_updates(params, updates), dev)
 
 
-# A policy on two examples with probabilities (1/4, 3/4) and (1/2, 1/2): eight roll-outs hold every joint action as
+# A policy on two examples with probabilities (1/4, 3/4) and (1/2, 1/2): eight rollouts hold every joint action as
 # often as the policy chooses it, so that a mean over them is an expectation.
 EIGHT = jnp.array(list(itertools.product((0, 1, 1, 1), (0, 1))))
 QUARTERS = np.zeros((2, 4))
@@ -144,7 +144,7 @@ def test_the_policy_ascends_the_expected_reward(baseline, monkeypatch):
 
 
 def test_leave_one_out_ascends_the_expected_reward(monkeypatch):
-    """Summed over all pairs of roll-outs."""
+    """Summed over all pairs of rollouts."""
     params, batch, dev, logits = exact_problem()
     method = method_of(table(logits), num_rollouts=2, **PLAIN)
     context, state = start(method, params, batch, steps=2)
@@ -164,7 +164,7 @@ def test_leave_one_out_ascends_the_expected_reward(monkeypatch):
 @pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("baseline", ["leave_one_out", "value", "none"])
 def test_one_update_by_hand(baseline, standardise, monkeypatch):
-    """Row i moves by the mean over roll-outs of `A_ri (one_hot(a_ri) - pi_i) / n`, for any three roll-outs."""
+    """Row i moves by the mean over rollouts of `A_ri (one_hot(a_ri) - pi_i) / n`, for any three rollouts."""
     params, batch, dev, logits = exact_problem()
     value = np.array([0.7, -3.0])
     options = {"baseline": baseline, "num_rollouts": 3, **PLAIN, "standardise": standardise, "value_weight": 0.0}
@@ -232,7 +232,7 @@ def test_reuse_batch_judges_on_the_inner_batch():
 
 @pytest.mark.parametrize("chunk", [None, 5])
 def test_rewards_of_single_examples_are_a_loop_over_them(chunk, monkeypatch):
-    """Each has its own step, on a batch of itself. Roll-out j gives all of them sub-class j; the policy is uniform, so
+    """Each has its own step, on a batch of itself. Rollout j gives all of them sub-class j; the policy is uniform, so
     that row i of its gradient is `(r_ij - mean_j r_ij) / psi n`."""
     psi, n = 3, 4
     params, batch = toy(0, num_examples=n, psi=psi)
@@ -525,7 +525,7 @@ SEEDS = range(4)
 
 
 def test_ppo_finds_what_random_search_does_not(ordinary_promotion):
-    """As many look-aheads for both: 40 updates of 32 roll-outs, or the best of 1280 random labellings of 64 examples.
+    """As many look-aheads for both: 40 updates of 32 rollouts, or the best of 1280 random labellings of 64 examples.
 
     The gain of a labelling is 1 for the planted one and 0 for the mean random one.
     """
@@ -573,7 +573,7 @@ def test_a_policy_on_inputs_knows_new_examples(ordinary_promotion):
         ({"target": "soft"}, ValueError, "rl_aux.*softened"),
         ({"sub_classes": 0}, ValueError, "rl_aux.*sub_classes=0"),
         ({"weight_bins": 1}, ValueError, "rl_aux.*weight_bins=1"),
-        ({"epochs": 2.0}, ValueError, "rl_aux.*epochs=2.0"),
+        ({"epochs": 2.0}, TypeError, "rl_aux.*epochs=2.0"),
         ({"chunk": 0}, ValueError, "rl_aux.*chunk=0"),
         ({"clip": 1.0}, ValueError, "rl_aux.*clip=1.0"),
         ({"entropy_weight": -1.0}, ValueError, "rl_aux.*entropy_weight=-1.0"),

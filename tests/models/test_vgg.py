@@ -179,8 +179,8 @@ def test_dtypes(single_precision):
 @pytest.mark.parametrize(
     ("message", "options", "shape"),
     [
-        (r"VGG\(depth\) is 12; expected one of 11, 13, 16, 19\.", {"depth": 12}, (1, 32, 32, 1)),
-        (r'VGG\(norm\) is .layer.; expected "none", "group" or "batch"', {"norm": "layer"}, (1, 32, 32, 1)),
+        (r"VGG\(depth=12\): expected 11, 13, 16 or 19\.", {"depth": 12}, (1, 32, 32, 1)),
+        (r"VGG\(norm='layer'\): expected 'none', 'group' or 'batch'", {"norm": "layer"}, (1, 32, 32, 1)),
         (r"VGG\(x\) has shape \(1, 32, 31, 1\); expected .* at least 32, .* use ConvNet", {}, (1, 32, 31, 1)),
         (r"VGG\(x\) has shape \(32, 32, 1\); expected \[n, h, w, c\]", {}, (32, 32, 1)),
         (r"VGG\(heads\['a'\]\) is 0; expected the number of outputs", {"heads": {"a": 0}}, (1, 32, 32, 1)),

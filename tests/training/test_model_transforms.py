@@ -317,9 +317,11 @@ def test_one_part_is_the_model_itself():
     assert accumulate(model, 1) is model
 
 
-@pytest.mark.parametrize("num_parts", [0, -1, 2.0, "4"])
-def test_impossible_numbers_of_parts_are_refused(num_parts):
-    with pytest.raises(ValueError, match=r"accumulate\(num_parts=.*at least 1"):
+@pytest.mark.parametrize(
+    ("num_parts", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), ("4", TypeError)]
+)
+def test_impossible_numbers_of_parts_are_refused(num_parts, error):
+    with pytest.raises(error, match=r"accumulate\(num_parts=.*whole number >= 1"):
         accumulate(linear_model(), num_parts)
 
 

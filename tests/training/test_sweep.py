@@ -145,7 +145,7 @@ def test_one_compilation_and_a_run_that_diverges_leaves_the_others_alone():
             r"points\['b'\] has shape \(2,\); expected a leading axis of 3 runs",
         ),
         ({"a": 1.0}, {}, "points has a scalar"),
-        ({"a": jnp.ones(2)}, {"batches": "some"}, "expected one of shared, stacked"),
+        ({"a": jnp.ones(2)}, {"batches": "some"}, "expected 'shared' or 'stacked'"),
         ({"a": jnp.ones(2)}, {"inner_steps": 0}, "inner_steps=0"),
         ({"a": jnp.ones(2)}, {"loop": "never"}, "expected 'scan', 'host'"),
     ],

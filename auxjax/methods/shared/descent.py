@@ -1,13 +1,12 @@
 """Updates of the params that methods share: one step of the optimiser, and one step on a weighted sum of losses."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.losses import masked_means, weighted_loss
 from auxjax.interface import Context, Scalar, TaskLosses, TrainState
 from auxjax.methods.shared import evaluation
@@ -61,24 +60,23 @@ def weighted_update(context: Context, state: TrainState, batch, key, weights_of)
     return descend(context, state, grads, out.state), loss_metrics(out, weights)
 
 
+def weighted_by(weights_of) -> Callable:
+    """`Method.inner` of a method whose updates are `weighted_update` with `weights_of(context, state, out)`."""
+
+    def inner(context, state, batch, key):
+        return weighted_update(context, state, batch, key, lambda out: weights_of(context, state, out))
+
+    return inner
+
+
 def loss_metrics(out: TaskLosses, weights: Mapping[str, Scalar]) -> dict[str, jax.Array]:
     """`loss/<task>` and `weight/<task>`: means over the labelled examples; a task without a weight has weight 0."""
     tasks = sorted(out.values)
-    means = masked_means(constant_weights(weights, out), out.masks)
+    means = masked_means(evaluation.constant_weights(weights, out), out.masks)
     losses = {
         f"loss/{task}": value for task, value in evaluation.by_task(tasks, evaluation.mean_losses(out, tasks)).items()
     }
     return losses | {f"weight/{task}": value for task, value in evaluation.by_task(tuple(out.values), means).items()}
-
-
-def constant_weights(weights: Mapping[str, Scalar], out: TaskLosses) -> dict[str, jax.Array]:
-    """`{task: [n_task]}` from scalar weights, 0 for tasks without one: what `Method.weights` returns."""
-    found = {}
-    for task, value in out.values.items():
-        weight = weights.get(task, 0.0)
-        # Not in the losses' dtype: half precision has no room for a weight of 1.003, or of a million.
-        found[task] = jnp.broadcast_to(jnp.asarray(weight).astype(accumulation_dtype(value, weight)), value.shape)
-    return found
 
 
 def apply_updates(weights: jax.Array, updates) -> jax.Array:
@@ -89,7 +87,7 @@ def apply_updates(weights: jax.Array, updates) -> jax.Array:
 def keep_unseen(seen: jax.Array, new, old):
     """The state of an optimiser of `[tasks]` weights: `new` for tasks that were seen, `old` for the others.
 
-    Without it momentum would go on moving what a batch without labels has nothing to say about.
+    Without it momentum would keep updating weights for which the batch has no labels.
     """
 
     def choose(after, before):

@@ -1,14 +1,16 @@
 """Calling the model, checking what it returns, and looking at its losses task by task."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.losses import masked_means
 from auxjax.formulas.partition import mask_by_path
-from auxjax.interface import Context, TaskLosses, TaskModel, TrainState, call, takes
+from auxjax.interface import Context, Scalar, TaskLosses, TaskModel, TrainState, call, takes
 
 
 def evaluate(model: TaskModel, params, model_state, batch, key) -> TaskLosses:
@@ -90,6 +92,18 @@ def auxiliary_tasks(out: TaskLosses, primary: str) -> list[str]:
     return sorted(task for task in out.values if task != primary)
 
 
+def all_tasks(context: Context, out: TaskLosses) -> list[str]:
+    """The primary task, then `auxiliary_tasks`."""
+    return [context.model.primary, *auxiliary_tasks(out, context.model.primary)]
+
+
+def check_names(what: str, names: Iterable[str], out: TaskLosses) -> None:
+    """Raises a ValueError if one of the names is not a task."""
+    unknown = sorted(set(names) - set(out.values))
+    if unknown:
+        raise ValueError(f"{what} names {unknown[0]!r}; the model has the tasks {sorted(out.values)}.")
+
+
 def auxiliary_or_raise(method: str, context: Context, out: TaskLosses) -> list[str]:
     """`auxiliary_tasks`, for methods that are about nothing else.
 
@@ -111,7 +125,7 @@ def labelled(context: Context, out: TaskLosses, tasks: Sequence[str]) -> jax.Arr
 def labelled_in_batch(context: Context, state: TrainState, batch, key) -> jax.Array:
     """`labelled` of a batch that is not evaluated yet, `[K + 1]` in the order of `loss_vector`."""
     out = evaluate(context.model, state.params, state.model_state, batch, key)
-    return labelled(context, out, (context.model.primary, *auxiliary_tasks(out, context.model.primary)))
+    return labelled(context, out, all_tasks(context, out))
 
 
 def mask_of(out: TaskLosses, task: str):
@@ -152,16 +166,44 @@ def by_task(tasks: Sequence[str], values: jax.Array) -> dict[str, jax.Array]:
     return dict(zip(tasks, jnp.unstack(values), strict=True))
 
 
+def beside_primary(context: Context, out: TaskLosses, values: jax.Array) -> dict[str, Scalar]:
+    """Weights of the auxiliary tasks, `[K]`, by name, and 1 for the primary task."""
+    return {context.model.primary: 1.0, **by_task(auxiliary_tasks(out, context.model.primary), values)}
+
+
+def constant_weights(weights: Mapping[str, Scalar], out: TaskLosses) -> dict[str, jax.Array]:
+    """`{task: [n_task]}` from scalar weights, 0 for tasks without one: what `Method.weights` returns."""
+    found = {}
+    for task, value in out.values.items():
+        weight = weights.get(task, 0.0)
+        # Not in the losses' dtype: half precision has no room for a weight of 1.003, or of a million.
+        found[task] = jnp.broadcast_to(jnp.asarray(weight).astype(accumulation_dtype(value, weight)), value.shape)
+    return found
+
+
+def reported(weights_of: Callable, *, from_losses: bool = False) -> Callable:
+    """`Method.weights` from `weights_of(context, state, out) -> {task: scalar or [n_task]}`.
+
+    `out` has the shapes of the losses alone; the losses themselves with `from_losses`, which costs a forward pass.
+    """
+    find = _losses_of if from_losses else loss_shapes
+
+    def weights(context, state, batch, key):
+        out = find(context, state, batch, key)
+        return constant_weights(weights_of(context, state, out), out)
+
+    return weights
+
+
 def loss_vector(context: Context, state: TrainState, batch, key) -> Callable[[Any], jax.Array]:
     """`params -> [K + 1]`: the mean losses, the primary task first and then `auxiliary_tasks`, for `task_gradients`.
 
     The model state and the key are held fixed; the new model state is dropped.
     """
-    model = context.model
 
     def losses(params):
-        out = evaluate(model, params, state.model_state, batch, key)
-        return mean_losses(out, (model.primary, *auxiliary_tasks(out, model.primary)))
+        out = evaluate(context.model, params, state.model_state, batch, key)
+        return mean_losses(out, all_tasks(context, out))
 
     return losses
 
@@ -174,5 +216,8 @@ def trunk_of(context: Context, params):
 
 def loss_shapes(context: Context, state: TrainState, batch, key) -> TaskLosses:
     """Shapes and dtypes of the losses, without computing them; checks them on the way."""
-    model = context.model
-    return jax.eval_shape(lambda p, s, b, k: evaluate(model, p, s, b, k), state.params, state.model_state, batch, key)
+    return jax.eval_shape(partial(_losses_of, context), state, batch, key)
+
+
+def _losses_of(context, state, batch, key):
+    return evaluate(context.model, state.params, state.model_state, batch, key)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal.tracing import is_traced
 from auxjax.formulas import soft_labels
 from auxjax.formulas.losses import masked_mean
 from auxjax.interface import TaskLosses, TaskModel, call
@@ -60,13 +59,6 @@ def check_generator(method: str, generator) -> None:
             f"{method}(generator=): expected auxjax.Generator(init, apply), with init(key, batch) -> meta and "
             f"apply(meta, batch) -> outputs, got {type(generator).__name__}."
         )
-
-
-def check_weight(method: str, **values: float) -> None:
-    """Raises a ValueError unless all are finite and at least 0."""
-    for name, value in values.items():
-        if not is_traced(value) and not 0 <= value < float("inf"):
-            raise ValueError(f"{method}({name}={value}): expected a finite number of at least 0.")
 
 
 def joint_loss(context, params, model_state, batch, key, labelling: Labelling, weight: float) -> JointLoss:
@@ -131,7 +123,7 @@ def reported_weights(context, state, batch, key, labelling: Labelling, weight: f
     primary = out.values[context.model.primary]
     ones = jnp.ones(primary.shape, labelling.labels.dtype)
     weights = ones if labelling.weights is None else labelling.weights
-    return descent.constant_weights({context.model.primary: 1.0}, out) | {"generated": weight * weights}
+    return evaluation.constant_weights({context.model.primary: 1.0}, out) | {"generated": weight * weights}
 
 
 def check_model(method: str, context, state, batch, key, classes: int) -> TaskLosses:
@@ -159,7 +151,7 @@ def primary_labels(method: str, labels: Callable, batch) -> jax.Array:
     """`labels(batch)`, checked.
 
     Raises:
-      TypeError: no integers.
+      TypeError: not integers.
       ValueError: not of rank 1.
     """
     found = labels(batch)

@@ -9,6 +9,7 @@ Unless all rows of w are alike, d is the gradient of no loss, and its Jacobian i
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from auxjax.formulas.losses import weighted_loss
 from auxjax.formulas.partition import Modules, modules_by_path, partition
@@ -75,6 +76,6 @@ def _mixtures(tasks: TaskGradients, modules: Modules, weights) -> list:
         # One after another and not batched: of every mixture the compiler then keeps the leaves of its module alone.
         mixtures = [tasks.combine(row) for row in weights]
         return [mixtures[module][place] for place, module in enumerate(modules.of_leaf)]
-    gradients = jax.vmap(tasks.combine)(jax.numpy.eye(num_tasks, dtype=weights.dtype))
+    gradients = jax.vmap(tasks.combine)(jnp.eye(num_tasks, dtype=weights.dtype))
     scaled = jax.vmap(lambda gradient, column: scale_modules(gradient, column, modules))(gradients, weights.T)
     return [leaf.sum(0) for leaf in scaled]

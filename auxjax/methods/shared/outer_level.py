@@ -16,11 +16,11 @@ from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import BilevelProblem, implicit
 from auxjax.hypergrad.amortised import Amortised, warm_started
 from auxjax.hypergrad.problem import Estimator
-from auxjax.interface import Context, no_reduction
+from auxjax.interface import Context, TrainState, no_reduction
 from auxjax.methods.shared import evaluation
 from auxjax.solvers import neumann
 
-_NOT_LOGGED = ("solution", "outer_loss", "aux")  # fields of HypergradInfo that are no news about the hypergradient
+_NOT_LOGGED = ("solution", "outer_loss", "aux")  # fields of HypergradInfo that are not logged
 
 
 class OuterLevel(NamedTuple):
@@ -62,14 +62,14 @@ def make_outer_level(
       default_rate: learning rate of the default optimiser.
 
     Raises:
-      TypeError: `hypergradient` is no estimator.
+      TypeError: `hypergradient` is not an estimator.
       ValueError: `warm_start` with an estimator that has its own option for it.
     """
     estimator = implicit(neumann(3)) if hypergradient is None else hypergradient
     if not (callable(estimator) or isinstance(estimator, Amortised)):
         raise TypeError(
-            f"{method}(hypergradient=) wants an estimator such as implicit(neumann(3)), or one with state such as "
-            f"single_loop(), and got {type(estimator).__name__}."
+            f"{method}(hypergradient=): expected an estimator such as implicit(neumann(3)), or one with state such as "
+            f"single_loop(), got {type(estimator).__name__}."
         )
     if warm_start:
         if isinstance(estimator, Amortised):
@@ -138,6 +138,13 @@ def update_outer(
         **{f"hypergradient/{name}": getattr(info, name) for name in info._fields if name not in _NOT_LOGGED},
     }
     return OuterState(meta, opt_state, carried), metrics
+
+
+def outer_step(level: OuterLevel, problem: BilevelProblem, state: TrainState, inner_batch, outer_batch, key, **options):
+    """`update_outer` with its options, for a method whose state is the `OuterState`: `(training state, metrics)`."""
+    point = (problem, state.params, state.method, inner_batch, outer_batch, key)
+    new, metrics = update_outer(level, *point, **options)
+    return state._replace(method=new), metrics
 
 
 def primary_loss(context: Context, model_state, key) -> Callable:

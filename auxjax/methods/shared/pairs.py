@@ -120,7 +120,7 @@ def _encoded(method, labels, num_classes, batch, features, mask):
     if labels is None:
         return jnp.zeros((count, 0), features.dtype)
     found = jnp.asarray(labels(batch))
-    came = f"{found.dtype}{list(found.shape)}"
+    got = f"{found.dtype}{list(found.shape)}"
     if jnp.issubdtype(found.dtype, jnp.integer) and found.ndim == 1:
         if num_classes is None:
             raise ValueError(f"{method}(labels=) returned integers: give num_classes=, for them to be one-hot vectors.")
@@ -129,7 +129,7 @@ def _encoded(method, labels, num_classes, batch, features, mask):
         found = found[:, None]
     if found.ndim != 2 or found.shape[0] != count or not jnp.issubdtype(found.dtype, jnp.floating):
         raise ValueError(
-            f"{method}(labels=) returned {came}; expected integers or floats [{count}], or floats [{count}, c], a row "
+            f"{method}(labels=) returned {got}; expected integers or floats [{count}], or floats [{count}, c], a row "
             "for each example of the primary task."
         )
     return _where(mask, found.astype(features.dtype))

@@ -36,6 +36,7 @@ class Reading(NamedTuple):
     """How a policy is read.
 
     Attributes:
+      method: the method's name, for messages.
       generator: its `apply` returns a `Policy`, or the logits alone.
       labels: `batch -> int [n]`, primary classes.
       sub_classes: psi.
@@ -45,6 +46,7 @@ class Reading(NamedTuple):
       softened: whether labels are softmaxes of one-hot vectors.
     """
 
+    method: str
     generator: generation.Generator
     labels: Callable
     sub_classes: int
@@ -77,7 +79,7 @@ def decide(reading: Reading, meta, batch, mask=None) -> Decision:
     The mask acts before the softmax: behind it a NaN would reach the policy's gradient as 0 times NaN.
     """
     policy = outputs_of(reading, reading.generator.apply(meta, batch))
-    labels = generation.primary_labels("rl_aux", reading.labels, batch)
+    labels = generation.primary_labels(reading.method, reading.labels, batch)
 
     def kept(values: Any) -> Any:
         if values is None or mask is None:
@@ -100,7 +102,7 @@ def outputs_of(reading: Reading, outputs) -> Policy:
         policy = policy._replace(weight_logits=None)
     if not hasattr(policy.logits, "ndim"):
         raise TypeError(
-            f"rl_aux(generator=): apply returned {type(outputs).__name__}; expected the logits [n, classes x "
+            f"{reading.method}(generator=): apply returned {type(outputs).__name__}; expected the logits [n, classes x "
             "sub_classes], or auxjax.Policy(logits, weight_logits, value)."
         )
     count = jnp.shape(policy.logits)[:1]
@@ -108,13 +110,14 @@ def outputs_of(reading: Reading, outputs) -> Policy:
     found = None if policy.weight_logits is None else jnp.shape(policy.weight_logits)
     if found != wanted and (reading.weighted or found is not None):
         raise ValueError(
-            f"rl_aux(generator=): weight_logits {found}; expected {wanted}, a logit for each of weight_bins="
+            f"{reading.method}(generator=): weight_logits {found}; expected {wanted}, a logit for each of weight_bins="
             f"{reading.weight_bins} weights."
         )
     if reading.with_value and (policy.value is None or jnp.shape(policy.value) != count):
         found = "none" if policy.value is None else f"the shape {jnp.shape(policy.value)}"
         raise ValueError(
-            f"rl_aux(baseline='value') needs Policy(value=) of shape {count}, the expected reward; got {found}."
+            f"{reading.method}(baseline='value') needs Policy(value=) of shape {count}, the expected reward; got "
+            f"{found}."
         )
     return policy
 

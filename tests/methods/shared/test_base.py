@@ -128,7 +128,7 @@ def test_equal_refuses_impossible_options(options, message):
 
 def test_weights_are_shown_in_single_precision_whatever_the_losses_are():
     out = TaskLosses({"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(3, jnp.float16)})
-    found = descent.constant_weights({"a": 1.003, "b": jnp.float32(1e6)}, out)
+    found = evaluation.constant_weights({"a": 1.003, "b": jnp.float32(1e6)}, out)
     assert {weight.dtype for weight in found.values()} == {jnp.dtype("float32")}
     np.testing.assert_allclose([found["a"][0], found["b"][0]], [1.003, 1e6], rtol=1e-7)
     assert descent.loss_metrics(out, {"a": 1.003})["weight/a"] == np.float32(1.003)
