@@ -9,7 +9,7 @@ import pytest
 
 from auxjax import TrainState
 from experiments.training import single
-from tests.experiments.data.test_cifar10 import write_archive
+from tests.helpers.cifar_files import write_cifar10_archive as write_archive
 from tests.helpers.commands import call, checkpoints, read, refused, tiny
 
 pytestmark = pytest.mark.usefixtures("single_precision")

@@ -8,58 +8,15 @@ import optax
 import pytest
 
 import auxjax
+from tests.helpers.every_method import NUM_EXAMPLES, OPTIONS, method_of, with_state
 from tests.helpers.training_problems import LinearTasks, linear_model, state_of
 
 KEY = jax.random.key(0)
-NUM_EXAMPLES = 8
-
-
-def generator(width, split=lambda outputs: outputs):
-    """Linear in the primary task's inputs; `split` makes of its outputs what the method wants."""
-
-    def init(key, batch):
-        inputs = batch["x"]["primary"]
-        return jax.random.normal(key, (inputs.shape[1], width), inputs.dtype)
-
-    return auxjax.Generator(init, lambda meta, batch: split(batch["x"]["primary"] @ meta))
-
-
-# Options without which a method cannot be made, for tasks primary, aux0, aux1.
-GENERATED = {"labels": lambda batch: (batch["y"]["primary"] > 0).astype(jnp.int32), "sub_classes": 2}
-OPTIONS = {
-    "dtg_auxl": {"num_generated": 4, "hidden": (4,)},
-    "fixed_weights": {"weights": {"aux0": 0.5, "aux1": 0.1}},
-    "grid_search": {"values": (0.0, 1.0)},
-    "maxl": GENERATED | {"generator": generator(4)},
-    "n_jtds": {"num_examples": NUM_EXAMPLES, "ids": lambda batch: jnp.arange(len(batch["y"]["primary"]))},
-    "rl_aux": GENERATED | {"generator": generator(4), "num_rollouts": 3},
-    "random_labels": GENERATED | {"num_classes": 2, "ids": lambda batch: jnp.arange(len(batch["y"]["primary"]))},
-    "wamal": GENERATED | {"generator": generator(5, lambda outputs: (outputs[:, :4], outputs[:, 4]))},
-}
-
-
-def method_of(name):
-    return auxjax.methods.get(name, **OPTIONS.get(name, {}))
 
 
 @pytest.fixture(params=auxjax.methods.names())
 def name(request):
     return request.param
-
-
-def with_state(model):
-    """The model with a counter and a running mean as model state."""
-
-    def losses(params, batch, key, state):
-        out = model.losses(params, batch, key)
-        mean = 0.9 * state["mean"] + 0.1 * jnp.mean(batch["x"]["primary"] @ params["w"])
-        return out._replace(state={"mean": mean, "count": state["count"] + jnp.int32(1)})
-
-    def feature_loss(params, features, labels, state):
-        del state
-        return model.feature_loss(params, features, labels)
-
-    return model._replace(losses=losses, feature_loss=feature_loss)
 
 
 def train(name, model, problem, dev, steps, *, params=None, model_state=None, state=None, inner_steps=2):

@@ -8,17 +8,12 @@ import optax
 import pytest
 
 import auxjax
+from tests.helpers.every_method import FEW
 from tests.helpers.training_problems import LinearTasks, linear_model
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 
 KEY = jax.random.key(3)
-METHODS = {
-    "stl": {},
-    "equal": {},
-    "arml": {"form": "two_stage", "step_size": 0.01, "temperature": 0.01},
-    "jtds": {"warm_start": True},
-}
 
 
 def draw(data, key):
@@ -35,7 +30,7 @@ def whole(data, key):
 
 def run(name, num_calls, *, inner_steps=3, **options):
     problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
-    method = auxjax.methods.get(name, **METHODS[name])
+    method = auxjax.methods.get(name, **FEW[name])
     init, step = auxjax.make_step(
         linear_model(), method, optax.adam(0.01), inner_steps=inner_steps, draw_inner=draw, draw_outer=draw, **options
     )
@@ -52,7 +47,7 @@ def assert_same(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **tolerance)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", list(FEW))
 def test_scan_and_host_loops_agree(name):
     scanned, metrics = run(name, 2, loop="scan")
     stepped, others = run(name, 2, loop="host")
@@ -84,7 +79,7 @@ def test_several_outer_updates_after_the_inner_ones():
         step(init(KEY, problem.params, problem.batch), problem.batch, dev.batch)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", list(FEW))
 def test_jit_equals_no_jit(name):
     with jax.disable_jit():
         plain, _ = run(name, 1, inner_steps=1)
@@ -92,12 +87,12 @@ def test_jit_equals_no_jit(name):
     assert_same(plain, compiled, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", list(FEW))
 def test_vmapped_runs_equal_single_runs(name):
     problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
     init, step = auxjax.make_step(
         linear_model(),
-        auxjax.methods.get(name, **METHODS[name]),
+        auxjax.methods.get(name, **FEW[name]),
         optax.adam(0.01),
         inner_steps=2,
         draw_inner=draw,
@@ -113,7 +108,7 @@ def test_vmapped_runs_equal_single_runs(name):
 
 
 @pytest.mark.parametrize("loop", ["scan", "host"])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", list(FEW))
 def test_nothing_is_traced_again_after_the_first_step(name, loop):
     traces = []
     model = linear_model()
@@ -125,7 +120,7 @@ def test_nothing_is_traced_again_after_the_first_step(name, loop):
     problem = LinearTasks.make(0, num_tasks=3)
     init, step = auxjax.make_step(
         model._replace(losses=counted),
-        auxjax.methods.get(name, **METHODS[name]),
+        auxjax.methods.get(name, **FEW[name]),
         optax.adam(0.01),
         inner_steps=2,
         draw_inner=draw,
@@ -191,7 +186,7 @@ def test_batch_statistics_are_moved_by_inner_steps_and_not_by_outer_steps():
         return auxjax.TaskLosses(values, features=batch[:, None], state={"count": state["count"] + 1.0})
 
     model = auxjax.TaskModel(losses, primary="primary")
-    for name, options in METHODS.items():
+    for name, options in FEW.items():
         init, step = auxjax.make_step(
             model,
             auxjax.methods.get(name, **options),
