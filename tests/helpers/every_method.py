@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import auxjax
 
@@ -30,9 +31,10 @@ OPTIONS = {
     "random_labels": GENERATED | {"num_classes": 2, "ids": lambda batch: jnp.arange(len(batch["y"]["primary"]))},
     "wamal": GENERATED | {"generator": generator(5, lambda outputs: (outputs[:, :4], outputs[:, 4]))},
 }
-
-
-# A few to stand for all where a test compiles much.
+# They stand for all where a test compiles much: no outer level, a closed form, an implicit one, a table, a generator.
+SOME = ("equal", "arml", "jtds", "n_jtds", "wamal")
+EVERY = [pytest.param(name, marks=[pytest.mark.slow] * (name not in SOME)) for name in auxjax.methods.names()]
+# A few with options of a user.
 FEW = {
     "stl": {},
     "equal": {},

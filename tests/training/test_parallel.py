@@ -11,7 +11,7 @@ import auxjax
 from auxjax.interface import TrainState
 from auxjax.training.parallel import data_mesh, place_state, shard_batch
 from auxjax.training.replicas import first_replica, make_pmapped_step, split_over_replicas
-from tests.helpers.every_method import NUM_EXAMPLES, OPTIONS, with_state
+from tests.helpers.every_method import EVERY, NUM_EXAMPLES, OPTIONS, with_state
 from tests.helpers.four_devices import KEY, STEPS, make, problems, train
 from tests.helpers.training_problems import LinearTasks, linear_model
 
@@ -24,7 +24,7 @@ def without_keys(tree):
     return jax.device_get(jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree))
 
 
-@pytest.mark.parametrize("name", auxjax.methods.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_four_devices_train_as_one(name):
     one, metrics = train(name, "one")
     assert one.step == STEPS

@@ -13,7 +13,7 @@ from tests.helpers.commands import COMPILED, free_port
 from tests.helpers.four_devices import train
 
 ROOT = pathlib.Path(__file__).parents[2]
-SHORT = ["equal", "arml", "jtds", "n_jtds", "maoal"]
+SHORT = ["equal", "jtds"]
 
 
 @pytest.mark.parametrize(
