@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import auxjax
-from tests.helpers.every_method import NUM_EXAMPLES, OPTIONS, method_of, with_state
+from tests.helpers.every_method import EVERY, NUM_EXAMPLES, OPTIONS, method_of, with_state
 from tests.helpers.training_problems import LinearTasks, linear_model, state_of
 
 KEY = jax.random.key(0)
@@ -165,6 +165,7 @@ def test_losses_below_zero_do_not_stop_it(name, ordinary_promotion):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state.params, metrics)))
 
 
+@pytest.mark.parametrize("name", EVERY)
 def test_runs_may_be_vectorised(name, ordinary_promotion):
     """`vmap` over runs is a loop over them."""
     problem, dev = problems()
