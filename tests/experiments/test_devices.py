@@ -113,18 +113,21 @@ def start_both(*command):
     return two[::-1]
 
 
-def test_two_processes_of_two_devices_give_the_run_of_one(whole, tmp_path):
+@pytest.mark.parametrize("method", ["equal", pytest.param("jtds", marks=pytest.mark.slow)])
+def test_two_processes_of_two_devices_give_the_run_of_one(tmp_path, method):
     """Only the first writes logs; both write checkpoints, which one process on one device can resume from."""
-    one, _ = whole
-    out = tmp_path / "run"
-    first, second = (finish(process) for process in start_both(*RUN, "--out", out))
+    one, out = tmp_path / "one", tmp_path / "run"
+    command = ["digits_noise", "--method", method, *tiny(steps=60)]
+    both = start_both(*command, "--out", out)
+    assert call("run", *command, "--out", one) == 0
+    first, second = (finish(process) for process in both)
     assert "Files:" in first[0]
     assert "Files:" not in second[0]
     assert_close_run(one, out)
     assert len((out / "timing.jsonl").read_text().splitlines()) == 1
     assert json.loads((out / "checkpoints.json").read_text()).keys() == {str(step) for step in checkpoints(out)}
     copy_interrupted(out, tmp_path / "half")
-    assert call("run", *RUN, "--out", tmp_path / "half") == 0
+    assert call("run", *command, "--out", tmp_path / "half") == 0
     assert_close_run(one, tmp_path / "half")
 
 
