@@ -225,7 +225,7 @@ def measure_sequence(workers: list[Worker], name: str, path: str, record: dict, 
     """
     chosen = []
     for worker in workers:
-        for method, labels in _families(_labels(worker, path, record, plan), plan.quick).items():
+        for method, labels in settings_by_method(_labels(worker, path, record, plan), plan.quick).items():
             entry = _entry(record, worker.name, method)
             if "tried" not in entry and not _over(entry):
                 plan.say(f"{name}: looking for the setting of {worker.name}, {method}")
@@ -248,7 +248,7 @@ def measure_sequence(workers: list[Worker], name: str, path: str, record: dict, 
     record["complete"] = True
 
 
-def _families(labels: list[str], quick: bool) -> dict[str, list[str]]:
+def settings_by_method(labels: list[str], quick: bool) -> dict[str, list[str]]:
     """The settings of every method, loosest first; a method that has tolerances is not tried by number of products.
 
     Quickly, every other setting, of methods with a warm start only.

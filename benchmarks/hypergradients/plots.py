@@ -89,7 +89,7 @@ def _error(entry: dict) -> float:
     return max(entry["error"], FLOOR)
 
 
-def _front(entries: list[dict], x: str) -> list[dict]:
+def pareto_front(entries: list[dict], x: str) -> list[dict]:
     """Entries that no other beats in both `x` and error, by `x`."""
     front, best = [], float("inf")
     for entry in sorted(entries, key=lambda entry: (entry[x], _error(entry))):
@@ -106,7 +106,7 @@ def _pareto(name: str, record: dict):
         return None
     figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
     _families(axes, entries, "median_s", 1e3)
-    front = _front(entries, "median_s")
+    front = pareto_front(entries, "median_s")
     xs = [1e3 * entry["median_s"] for entry in front]
     ys = [_error(entry) for entry in front]
     axes.step(xs, ys, where="post", color="#444444", linewidth=1.0, alpha=0.6, zorder=1.5)

@@ -52,7 +52,7 @@ def test_labels_are_read():
     assert measuring.wanted("default", grid)
     assert not measuring.wanted("cg K=40", grid)
     assert not measuring.wanted("cg tol=1e-5 warm", grid)
-    families = measuring._families(
+    families = measuring.settings_by_method(
         ["cg tol=1e-2", "cg tol=1e-1", "cg K=20", "neumann K=160", "neumann K=10", "gmres K=80"], False
     )
     assert families == {"cg": ["cg tol=1e-1", "cg tol=1e-2"], "neumann": ["neumann K=10", "neumann K=160"]}
@@ -192,7 +192,7 @@ def test_missing_data_is_told_and_the_rest_measured(tmp_path, monkeypatch):
 
 def test_the_front_is_what_nothing_beats():
     entries = [{"median_s": t, "error": e} for t, e in ((1.0, 0.5), (2.0, 0.6), (3.0, 0.1), (4.0, 0.1), (5.0, 0.01))]
-    assert [entry["median_s"] for entry in plots._front(entries, "median_s")] == [1.0, 3.0, 5.0]
+    assert [entry["median_s"] for entry in plots.pareto_front(entries, "median_s")] == [1.0, 3.0, 5.0]
 
 
 def test_growth_of_memory_is_told_without_its_constant_part():

@@ -54,7 +54,7 @@ def test_four_devices_give_the_run_of_one(whole):
     assert_close_run(*whole)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_begun_on_four_devices_goes_on_with_fewer(whole, tmp_path, devices):
     one, four = whole
     copy_interrupted(four, tmp_path / "half")
@@ -95,12 +95,13 @@ def test_processes_that_cannot_be_found_are_refused(how):
         processes.start(how)
 
 
-def test_a_single_process_with_several_devices_uses_them_all(tmp_path):
+def test_a_single_process_with_several_devices_uses_them_all(tmp_path, capsys):
     """As on one host of a TPU slice: `--distributed` means all devices, however many processes there are."""
     process = start(
         "run", *RUN, "--distributed", f"localhost:{free_port()},1,0", "--dry-run", "--out", tmp_path, devices=4
     )
-    whole, _ = finish(start("run", *RUN, "--dry-run", "--out", tmp_path))
+    assert call("run", *RUN, "--dry-run", "--out", tmp_path) == 0
+    whole = capsys.readouterr().out
     split, _ = finish(process)
     assert whole != split  # a quarter of the batch on each device
 
@@ -112,26 +113,37 @@ def start_both(*command):
     return two[::-1]
 
 
-def test_two_processes_of_two_devices_give_the_run_of_one(whole, tmp_path):
+@pytest.mark.parametrize("method", ["equal", pytest.param("jtds", marks=pytest.mark.slow)])
+def test_two_processes_of_two_devices_give_the_run_of_one(tmp_path, method):
     """Only the first writes logs; both write checkpoints, which one process on one device can resume from."""
-    one, _ = whole
-    out = tmp_path / "run"
-    first, second = (finish(process) for process in start_both(*RUN, "--out", out))
+    one, out = tmp_path / "one", tmp_path / "run"
+    command = ["digits_noise", "--method", method, *tiny(steps=60)]
+    both = start_both(*command, "--out", out)
+    assert call("run", *command, "--out", one) == 0
+    first, second = (finish(process) for process in both)
     assert "Files:" in first[0]
     assert "Files:" not in second[0]
     assert_close_run(one, out)
     assert len((out / "timing.jsonl").read_text().splitlines()) == 1
     assert json.loads((out / "checkpoints.json").read_text()).keys() == {str(step) for step in checkpoints(out)}
     copy_interrupted(out, tmp_path / "half")
-    shutil.copytree(tmp_path / "half", tmp_path / "half_too")
-    assert call("run", *RUN, "--out", tmp_path / "half") == 0
+    assert call("run", *command, "--out", tmp_path / "half") == 0
     assert_close_run(one, tmp_path / "half")
-    for process in start_both(*RUN, "--out", tmp_path / "half_too"):
+
+
+@pytest.mark.slow
+def test_two_processes_resume_to_the_bit(tmp_path):
+    out = tmp_path / "run"
+    for process in start_both(*RUN, "--out", out):
+        finish(process)
+    copy_interrupted(out, tmp_path / "half")
+    for process in start_both(*RUN, "--out", tmp_path / "half"):
         finish(process)
     for name in ("result.json", "metrics.jsonl", "weights.npz"):
-        assert (out / name).read_bytes() == (tmp_path / "half_too" / name).read_bytes(), name
+        assert (out / name).read_bytes() == (tmp_path / "half" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_both_processes_end_where_the_first_cannot_begin(whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole[0], out)

@@ -6,9 +6,9 @@ import pytest
 
 from auxjax import methods
 from experiments import configs
-from tests.experiments.data.test_yeast import write_arff
 from tests.helpers.commands import assert_same_run, call, copy_interrupted, read
 from tests.helpers.shapes import shapes_of
+from tests.helpers.yeast_files import write_arff
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 SHORT = {"steps": 8, "inner_steps": 2, "log_every": 4, "checkpoint_every": 4, "hidden": 8}

@@ -24,6 +24,7 @@ JTDS = ["digits_noise", "--method", "jtds", "--seed", "3", "--steps", "4000"]
 JTDS += ["--set", "log_every=80", "--set", "checkpoint_every=80", "--set", "hidden=32"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
 def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -142,7 +143,10 @@ def add_newer(run) -> pathlib.Path:
     return run / "checkpoints" / "50"
 
 
-@pytest.mark.parametrize("part", ["tree/manifest.ocdbt", "tree/_METADATA", "tree/d", "note/metadata"])
+PARTS = ["tree/d", *(pytest.param(f"tree/{name}", marks=pytest.mark.slow) for name in ("manifest.ocdbt", "_METADATA"))]
+
+
+@pytest.mark.parametrize("part", [*PARTS, "note/metadata"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(copied, capsys, part):
     command, whole, run = copied
     newest = add_newer(run)
@@ -230,7 +234,7 @@ def test_a_result_that_does_not_fit_on_the_disk_is_written_later(copied, capsys,
     assert_same_run(whole, run)
 
 
-@pytest.mark.parametrize("at", [10, 20, 30, 60])
+@pytest.mark.parametrize("at", [pytest.param(10, marks=pytest.mark.slow), 20, 30, 60])
 def test_preempted_at_any_step_a_run_saves_and_goes_on(half_done, tmp_path, capsys, monkeypatch, at):
     command, whole, _ = half_done
     run = tmp_path / "run"

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.training import checks, loop, single
-from tests.experiments.data.test_cifar10 import write_archive
+from experiments.training import loop, single
+from tests.helpers.cifar_files import write_cifar10_archive as write_archive
 from tests.helpers.commands import call, checkpoints, read, refused, tiny
 
 pytestmark = pytest.mark.usefixtures("single_precision")
@@ -234,21 +234,50 @@ def test_a_learning_rate_that_breaks_the_run(tmp_path, capsys):
     assert (tmp_path / "out" / "run.json").exists()
 
 
-def test_params_that_are_not_finite_stop_the_run_though_the_last_loss_was():
-    for value in (np.nan, np.inf):
-        with pytest.raises(FloatingPointError, match="a parameter is not finite at step 7, so training stopped"):
-            checks.check_finite({"w": jnp.array([1.0, value])}, {"loss/class": 1.0}, 7, "out")
-    checks.check_finite({"w": jnp.ones(2)}, {"loss/class": 1.0, "slope/class": np.nan}, 7, "out")
+@pytest.fixture
+def after_each_step(monkeypatch):
+    """Lets a test change the state and metrics that a training step returns."""
+    real = single.compiled
+
+    def change_by(change):
+        def changing(*arguments):
+            program = real(*arguments)
+
+            def changed(state, *batches):
+                state, metrics = program.step(state, *batches)
+                return (state, metrics) if isinstance(state.step, jax.core.Tracer) else change(state, metrics)
+
+            return program._replace(step=changed)
+
+        monkeypatch.setattr(single, "compiled", changing)
+
+    return change_by
 
 
-def test_logs_and_checkpoints_from_before_a_broken_loss_stay(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_params_that_are_not_finite_stop_the_run_though_the_last_loss_was(tmp_path, capsys, after_each_step, value):
+    def spoil(state, metrics):
+        leaves, structure = jax.tree.flatten(state.params)
+        leaves[-1] = leaves[-1].at[..., -1].set(value)
+        return state._replace(params=jax.tree.unflatten(structure, leaves)), metrics
+
+    after_each_step(spoil)
+    command = ["digits_noise", "--method", "equal", *tiny(steps=10, inner_steps=10), "--out", tmp_path / "out"]
+    assert call("run", *command) == 2
+    assert "a parameter is not finite at step 10, so training stopped" in capsys.readouterr().err
+
+
+def test_a_metric_that_is_no_loss_may_be_nan(tmp_path, after_each_step):
+    after_each_step(lambda state, metrics: (state, {**metrics, "slope/class": jnp.float32(np.nan)}))
+    assert call("run", "digits_noise", "--method", "equal", *tiny(steps=10), "--out", tmp_path / "out") == 0
+
+
+def test_logs_and_checkpoints_from_before_a_broken_loss_stay(tmp_path, capsys, after_each_step):
+    def breaks_at_60(state, metrics):
+        return state, {**metrics, "loss/class": jnp.float32(np.nan)} if state.step == 60 else metrics
+
+    after_each_step(breaks_at_60)
     command = ["digits_noise", "--method", "equal", *tiny(steps=80), "--out", tmp_path / "out"]
-    real = checks.check_finite
-
-    def breaks_at_60(params, metrics, step, directory):
-        real(params, metrics | ({"loss/class": float("nan")} if step == 60 else {}), step, directory)
-
-    monkeypatch.setattr(checks, "check_finite", breaks_at_60)
     assert call("run", *command) == 2
     assert "loss/class is nan at step 60, so training stopped" in capsys.readouterr().err
     log = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()

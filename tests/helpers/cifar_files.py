@@ -86,3 +86,25 @@ def write_records(root, class_name, official, classes, more):
         builder = type(class_name, (tfds.core.GeneratorBasedBuilder,), body)
     builder(data_dir=root, file_format="array_record").download_and_prepare()
     return root / class_name.lower() / "3.0.2"
+
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_TRAIN, CIFAR10_TEST = 120, 40
+
+
+def cifar10():
+    """Random images and labels of the two official splits, in official order."""
+    return random_official(CIFAR10_TRAIN, CIFAR10_TEST, 10)
+
+
+def write_cifar10_archive(path, **changes):
+    """The archive of `cifar10()`."""
+    return write_archive(path, cifar10(), {"classes": np.array(CIFAR10_CLASSES)}, changes)
+
+
+def write_cifar10_records(root, *, names=CIFAR10_CLASSES, with_ids=True):
+    """The records of `cifar10()`."""
+    import tensorflow_datasets as tfds
+
+    more = {"id": (tfds.features.Text(), lambda key, index, label: key)} if with_ids else {}
+    return write_records(root, "Cifar10", cifar10(), names, more)

@@ -13,7 +13,7 @@ def main(address: str, index: str, file: str, *names: str) -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(address, 2, int(index))
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # for optax.adam
-    from tests.training.test_parallel import train
+    from tests.helpers.four_devices import train
 
     found = {}
     for name in names:

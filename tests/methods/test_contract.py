@@ -1,5 +1,9 @@
 """What every method owes every model: masks, own batches, model state, resumption, one compilation, common names."""
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,38 +12,12 @@ import optax
 import pytest
 
 import auxjax
+from tests.helpers.every_method import EVERY, NUM_EXAMPLES, OPTIONS, method_of, with_state
 from tests.helpers.training_problems import LinearTasks, linear_model, state_of
 
 KEY = jax.random.key(0)
-NUM_EXAMPLES = 8
-
-
-def generator(width, split=lambda outputs: outputs):
-    """Linear in the primary task's inputs; `split` makes of its outputs what the method wants."""
-
-    def init(key, batch):
-        inputs = batch["x"]["primary"]
-        return jax.random.normal(key, (inputs.shape[1], width), inputs.dtype)
-
-    return auxjax.Generator(init, lambda meta, batch: split(batch["x"]["primary"] @ meta))
-
-
-# Options without which a method cannot be made, for tasks primary, aux0, aux1.
-GENERATED = {"labels": lambda batch: (batch["y"]["primary"] > 0).astype(jnp.int32), "sub_classes": 2}
-OPTIONS = {
-    "dtg_auxl": {"num_generated": 4, "hidden": (4,)},
-    "fixed_weights": {"weights": {"aux0": 0.5, "aux1": 0.1}},
-    "grid_search": {"values": (0.0, 1.0)},
-    "maxl": GENERATED | {"generator": generator(4)},
-    "n_jtds": {"num_examples": NUM_EXAMPLES, "ids": lambda batch: jnp.arange(len(batch["y"]["primary"]))},
-    "rl_aux": GENERATED | {"generator": generator(4), "num_rollouts": 3},
-    "random_labels": GENERATED | {"num_classes": 2, "ids": lambda batch: jnp.arange(len(batch["y"]["primary"]))},
-    "wamal": GENERATED | {"generator": generator(5, lambda outputs: (outputs[:, :4], outputs[:, 4]))},
-}
-
-
-def method_of(name):
-    return auxjax.methods.get(name, **OPTIONS.get(name, {}))
+INNER_STEPS = 2
+START = {"mean": jnp.zeros(()), "count": jnp.zeros((), jnp.int32)}
 
 
 @pytest.fixture(params=auxjax.methods.names())
@@ -47,118 +25,160 @@ def name(request):
     return request.param
 
 
-def with_state(model):
-    """The model with a counter and a running mean as model state."""
+def losses_told_by_the_batch(params, batch, key):
+    """Those of `linear_model`, except where the batch says otherwise, so that one compiled step serves many tests.
 
-    def losses(params, batch, key, state):
-        out = model.losses(params, batch, key)
-        mean = 0.9 * state["mean"] + 0.1 * jnp.mean(batch["x"]["primary"] @ params["w"])
-        return out._replace(state={"mean": mean, "count": state["count"] + jnp.int32(1)})
+    `batch["hidden"]` stands in for the losses without a label, and where `batch["negative"]`, aux0 has one below zero:
+    a negative cosine.
+    """
+    out = linear_model(masked="mask" in batch).losses(params, batch, key)
+    values = dict(out.values)
+    if "mask" in batch:
+        values = {task: jnp.where(batch["mask"][task], value, batch["hidden"]) for task, value in values.items()}
+    else:
+        cosine = batch["x"]["aux0"] @ params["w"] / jnp.sqrt(1e-6 + jnp.sum(params["w"] ** 2))
+        values["aux0"] = jnp.where(batch["negative"], -jnp.tanh(cosine), values["aux0"])
+    return out._replace(values=values)
 
-    def feature_loss(params, features, labels, state):
-        del state
-        return model.feature_loss(params, features, labels)
 
-    return model._replace(losses=losses, feature_loss=feature_loss)
+MODEL = linear_model()._replace(losses=losses_told_by_the_batch)
 
 
-def train(name, model, problem, dev, steps, *, params=None, model_state=None, state=None, inner_steps=2):
-    init, step = auxjax.make_step(model, method_of(name), optax.sgd(0.05), inner_steps=inner_steps, donate=False)
-    batches = jax.tree.map(lambda leaf: jnp.stack([leaf] * inner_steps), problem.batch)
+class Training(NamedTuple):
+    """A step compiled once for all tests that use it, and how often it has been traced."""
+
+    init: Callable
+    step: Callable
+    update: Callable  # the same, not compiled
+    traces: list
+
+
+@functools.cache
+def compiled(name, stateful, /):
+    """Two inner updates with Adam; `stateful` has model state, the other one has masks."""
+    # An epsilon of 1 makes the update a smooth function of the gradient, so that rounding stays rounding.
+    parts = with_state(MODEL) if stateful else MODEL, method_of(name), optax.adam(0.05, eps=1.0)
+    init, step = auxjax.make_step(*parts, inner_steps=INNER_STEPS, loop="scan", donate=False)
+    traces = []
+
+    def traced(*arguments):
+        traces.append(None)
+        return step.__wrapped__(*arguments)
+
+    return Training(init, jax.jit(traced), step.__wrapped__, traces)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_step_outlives_the_module():
+    yield
+    compiled.cache_clear()
+    three_steps.cache_clear()
+
+
+def stacked(batch):
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * INNER_STEPS), batch)
+
+
+def problems(*, masked=False, negative=False, hidden=0.0):
+    """One to train on and one for dev."""
+    found = [LinearTasks.make(seed, num_tasks=3, masked=masked) for seed in (0, 1)]
+    for problem in found:
+        told = {"hidden": jnp.full(NUM_EXAMPLES, hidden)} if masked else {"negative": jnp.full(NUM_EXAMPLES, negative)}
+        problem.batch.update(told)
+    return found
+
+
+def train(name, problem, dev, steps, *, state=None):
+    """State and metrics, by the compiled step."""
+    stateful = "mask" not in problem.batch
+    training, batches = compiled(name, stateful), stacked(problem.batch)
+    state = training.init(KEY, problem.params, batches, START if stateful else None) if state is None else state
     metrics = {}
-    if state is None:
-        first = problem.batch if inner_steps == 1 else batches
-        state = init(KEY, problem.params if params is None else params, first, model_state)
     for _ in range(steps):
-        state, metrics = step(state, batches if inner_steps > 1 else problem.batch, dev.batch)
+        state, metrics = training.step(state, batches, dev.batch)
     return state, metrics
+
+
+@functools.cache
+def three_steps(name):
+    """What the tests of one ordinary run look at."""
+    return train(name, *problems(), 3)
 
 
 @pytest.mark.check
 def test_metrics_have_the_common_names_and_are_finite(name, ordinary_promotion):
-    problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
-    model = linear_model()
-    state, metrics = train(name, model, problem, dev, 3)
+    state, metrics = three_steps(name)
     for task in ("primary", "aux0", "aux1"):
         assert np.isfinite(metrics[f"loss/{task}"])
         assert np.isfinite(metrics[f"weight/{task}"])
     assert all(jnp.shape(value) == () for value in metrics.values())
-    weights = auxjax.task_weights(model, method_of(name), state, problem.batch, key=KEY)
+    weights = auxjax.task_weights(with_state(MODEL), method_of(name), state, problems()[0].batch, key=KEY)
     assert set(weights) - {"generated"} == {"primary", "aux0", "aux1"}
     assert all(weight.shape == (NUM_EXAMPLES,) for weight in weights.values())
 
 
+@pytest.mark.check
+def test_model_state_belongs_to_inner_updates(name, ordinary_promotion):
+    state, _ = three_steps(name)
+    assert state.model_state["count"] == 3 * INNER_STEPS  # and nothing from 3 outer updates
+
+
+@pytest.mark.check
+def test_one_compilation_serves_all_steps(name, ordinary_promotion):
+    state, _ = three_steps(name)
+    assert state.step == 3 * INNER_STEPS
+    assert len(compiled(name, True).traces) == 1
+
+
 def test_unlabelled_examples_change_nothing_and_may_be_nan(name, ordinary_promotion):
     """Whatever the losses are where there is no label: training is the same to the last bit."""
-    problem, dev = (LinearTasks.make(seed, num_tasks=3, masked=True) for seed in (0, 1))
     found = []
     for hidden in (7.0, jnp.nan):
-
-        def losses(params, batch, key, hidden=hidden):
-            out = linear_model(masked=True).losses(params, batch, key)
-            values = {task: jnp.where(batch["mask"][task], value, hidden) for task, value in out.values.items()}
-            return out._replace(values=values)
-
-        state, metrics = train(name, linear_model()._replace(losses=losses), problem, dev, 3)
+        state, metrics = train(name, *problems(masked=True, hidden=hidden), 3)
         found.append((state._replace(key=0), metrics))
     chex.assert_trees_all_equal(found[0], found[1])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found[0][0].params))
 
 
 def test_a_batch_without_any_label_of_a_task(name, ordinary_promotion):
-    problem, dev = (LinearTasks.make(seed, num_tasks=3, masked=True) for seed in (0, 1))
+    problem, dev = problems(masked=True)
     problem.batch["mask"]["aux1"] = jnp.zeros(NUM_EXAMPLES, bool)
-    state, metrics = train(name, linear_model(masked=True), problem, dev, 3)
+    state, metrics = train(name, problem, dev, 3)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state.params, metrics)))
 
 
-def test_model_state_belongs_to_inner_updates(name, ordinary_promotion):
-    problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
-    start = {"mean": jnp.zeros(()), "count": jnp.zeros((), jnp.int32)}
-    state, _ = train(name, with_state(linear_model()), problem, dev, 3, model_state=start)
-    assert state.model_state["count"] == 6  # 3 steps of 2 inner updates, and nothing from 3 outer ones
-
-
 def test_a_run_cut_in_two_is_the_same_run(name, ordinary_promotion):
-    problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
-    model = linear_model()
-    whole, metrics = train(name, model, problem, dev, 4)
-    half, _ = train(name, model, problem, dev, 2)
+    problem, dev = problems()
+    whole, metrics = train(name, problem, dev, 1, state=three_steps(name)[0])
+    half, _ = train(name, problem, dev, 2)
     saved = jax.tree.map(
         lambda leaf: leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.array(leaf), half
     )
-    resumed, again = train(name, model, problem, dev, 2, state=jax.tree.map(jnp.asarray, saved))
+    resumed, again = train(name, problem, dev, 2, state=jax.tree.map(jnp.asarray, saved))
     chex.assert_trees_all_equal(whole._replace(key=0), resumed._replace(key=0))
     chex.assert_trees_all_equal(metrics, again)
 
 
-def test_one_compilation_serves_all_steps(name, ordinary_promotion):
-    problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
-    init, step = auxjax.make_step(linear_model(), method_of(name), optax.adam(0.05), donate=False)
-    chex.clear_trace_counter()
-    traced = chex.assert_max_traces(lambda state: step.__wrapped__(state, problem.batch, dev.batch), n=1)
-    compiled, state = jax.jit(traced), init(KEY, problem.params, problem.batch)
-    for _ in range(3):
-        state, _ = compiled(state)
-    assert state.step == 3
+def test_losses_below_zero_do_not_stop_it(name, ordinary_promotion):
+    """A negative cosine as a loss: whatever the method makes of it, the params stay finite."""
+    state, metrics = train(name, *problems(negative=True), 20)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state.params, metrics)))
 
 
+@pytest.mark.parametrize("name", EVERY)
 def test_runs_may_be_vectorised(name, ordinary_promotion):
     """`vmap` over runs is a loop over them."""
-    problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
-    init, step = auxjax.make_step(linear_model(), method_of(name), optax.sgd(0.05), donate=False)
-    states = [init(KEY, {"w": problem.params["w"] + shift}, problem.batch) for shift in (0.0, 0.5)]
-    update = jax.jit(step.__wrapped__)
-    loop = [update(state, problem.batch, dev.batch)[0] for state in states]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    together = jax.jit(jax.vmap(lambda state: step.__wrapped__(state, problem.batch, dev.batch)[0]))(stacked)
+    problem, dev = problems()
+    training, batches = compiled(name, True), stacked(problem.batch)
+    states = [training.init(KEY, {"w": problem.params["w"] + shift}, batches, START) for shift in (0.0, 0.5)]
+    loop = [training.step(state, batches, dev.batch)[0] for state in states]
+    runs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    together = jax.jit(jax.vmap(lambda state: training.update(state, batches, dev.batch)[0]))(runs)
     for index, alone in enumerate(loop):
         one = jax.tree.map(lambda leaf, i=index: leaf[i], together)
         chex.assert_trees_all_close(one.params, alone.params, rtol=1e-9)
 
 
-# JTDS standardises losses over the examples that a replica sees, unless it is told not to. Three refuse replicas, which
-# their own tests check. The random labels' ids are those of the whole batch.
 def test_one_auxiliary_task_is_enough(name, ordinary_promotion):
     problem, dev = LinearTasks.make(0, num_tasks=2), LinearTasks.make(1, num_tasks=2)
     options = {**OPTIONS.get(name, {}), **({"weights": {"aux0": 0.5}} if name == "fixed_weights" else {})}
@@ -167,19 +187,6 @@ def test_one_auxiliary_task_is_enough(name, ordinary_promotion):
     state, metrics = step(init(KEY, problem.params, problem.batch), problem.batch, dev.batch)
     assert np.isfinite(metrics["weight/aux0"])
     assert np.all(np.isfinite(state.params["w"]))
-
-
-def test_losses_below_zero_do_not_stop_it(name, ordinary_promotion):
-    """A negative cosine as a loss: whatever the method makes of it, the params stay finite."""
-    problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
-
-    def losses(params, batch, key):
-        out = linear_model().losses(params, batch, key)
-        cosine = batch["x"]["aux0"] @ params["w"] / jnp.sqrt(1e-6 + jnp.sum(params["w"] ** 2))
-        return out._replace(values={**out.values, "aux0": -jnp.tanh(cosine)})
-
-    state, metrics = train(name, linear_model()._replace(losses=losses), problem, dev, 20)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state.params, metrics)))
 
 
 @pytest.mark.check

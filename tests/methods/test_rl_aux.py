@@ -450,6 +450,7 @@ def test_plain_logits_are_a_policy():
     chex.assert_trees_all_equal(found[0][1], found[1][1])
 
 
+@pytest.mark.slow
 def test_one_compilation_vmap_and_shards():
     """One program serves all steps, of one run or of several; on split batches it does the same."""
     params, batch = toy(0, num_examples=4)

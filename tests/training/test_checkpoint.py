@@ -8,8 +8,8 @@ import pytest
 
 import auxjax
 from auxjax.training.checkpoint import open_checkpoints, restore, save
+from tests.helpers.every_method import FEW
 from tests.helpers.training_problems import LinearTasks, linear_model
-from tests.training.test_step import METHODS
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 
@@ -20,12 +20,10 @@ def steps(state, step, batch, count):
     return state
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", list(FEW))
 def test_resumed_training_is_the_uninterrupted_one_bit_for_bit(tmp_path, name):
     problem = LinearTasks.make(0, num_tasks=3)
-    init, step = auxjax.make_step(
-        linear_model(), auxjax.methods.get(name, **METHODS[name]), optax.adam(0.01), donate=False
-    )
+    init, step = auxjax.make_step(linear_model(), auxjax.methods.get(name, **FEW[name]), optax.adam(0.01), donate=False)
     start = init(jax.random.key(0), problem.params, problem.batch)
     whole = steps(start, step, problem.batch, 6)
     with open_checkpoints(tmp_path / "c") as manager:

@@ -11,43 +11,11 @@ import auxjax
 from auxjax.interface import TrainState
 from auxjax.training.parallel import data_mesh, place_state, shard_batch
 from auxjax.training.replicas import first_replica, make_pmapped_step, split_over_replicas
+from tests.helpers.every_method import EVERY, NUM_EXAMPLES, OPTIONS, with_state
+from tests.helpers.four_devices import KEY, STEPS, make, problems, train
 from tests.helpers.training_problems import LinearTasks, linear_model
-from tests.methods.test_contract import NUM_EXAMPLES, OPTIONS, with_state
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
-
-KEY = jax.random.key(0)
-STEPS = 20
-IDS = {"ids": lambda batch: batch["id"]}  # places in a replica's part are not places in the batch
-
-
-def problems():
-    found = [LinearTasks.make(seed, num_tasks=3) for seed in (0, 1)]
-    for problem in found:
-        problem.batch["id"] = jnp.arange(NUM_EXAMPLES)
-    return found
-
-
-def make(name, how, **options):
-    """`(init, step, place)`; `place` puts a batch where the step wants it."""
-    given = OPTIONS.get(name, {}) | (IDS if name in ("n_jtds", "random_labels") else {})
-    parts = linear_model(), auxjax.methods.get(name, **given), optax.adam(0.01)
-    if how == "pmapped":
-        return *make_pmapped_step(*parts, **options), lambda batch: split_over_replicas(batch, 4)
-    mesh = data_mesh(4) if how == "sharded" else None
-    place = (lambda batch: shard_batch(batch, mesh)) if mesh else lambda batch: batch
-    return *auxjax.make_step(*parts, mesh=mesh, **options), place
-
-
-def train(name, how, **options):
-    problem, dev = problems()
-    init, step, place = make(name, how, **options)
-    inner, outer = place(problem.batch), place(dev.batch)
-    state = init(KEY, problem.params, inner)
-    for _ in range(STEPS):
-        state, metrics = step(state, inner, outer)
-    assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == (1 if how == "one" else 4)
-    return (first_replica(state), first_replica(metrics)) if how == "pmapped" else (state, metrics)
 
 
 def without_keys(tree):
@@ -56,7 +24,7 @@ def without_keys(tree):
     return jax.device_get(jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree))
 
 
-@pytest.mark.parametrize("name", auxjax.methods.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_four_devices_train_as_one(name):
     one, metrics = train(name, "one")
     assert one.step == STEPS

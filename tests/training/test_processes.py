@@ -10,10 +10,10 @@ import pytest
 
 import auxjax
 from tests.helpers.commands import COMPILED, free_port
-from tests.training.test_parallel import train
+from tests.helpers.four_devices import train
 
 ROOT = pathlib.Path(__file__).parents[2]
-SHORT = ["equal", "arml", "jtds", "n_jtds", "maoal"]
+SHORT = ["equal", "jtds"]
 
 
 @pytest.mark.parametrize(

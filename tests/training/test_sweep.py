@@ -14,8 +14,8 @@ import pytest
 import auxjax
 from auxjax.training.parallel import data_mesh, replicate, shard_batch
 from auxjax.training.sweep import make_sweep, run_of
+from tests.helpers.every_method import OPTIONS
 from tests.helpers.training_problems import LinearTasks, linear_model
-from tests.methods.test_contract import OPTIONS
 
 WEIGHTS, RATES = [0.1, 0.5, 1.0, 3.0], [0.1, 0.05, 0.02, 0.2]
 POINTS = {"weight": jnp.array(WEIGHTS), "rate": jnp.array(RATES)}

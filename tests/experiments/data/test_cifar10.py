@@ -12,28 +12,15 @@ import pytest
 from experiments.data import cifar10
 from experiments.data.checking import check_data
 from experiments.data.pools import PURPOSES
-from tests.helpers import cifar_files
+from tests.helpers.cifar_files import CIFAR10_CLASSES as CLASSES
+from tests.helpers.cifar_files import CIFAR10_TEST as NUM_TEST
+from tests.helpers.cifar_files import CIFAR10_TRAIN as NUM_TRAIN
+from tests.helpers.cifar_files import cifar10 as official
 from tests.helpers.cifar_files import encode
+from tests.helpers.cifar_files import write_cifar10_archive as write_archive
+from tests.helpers.cifar_files import write_cifar10_records as prepare
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-NUM_TRAIN, NUM_TEST = 120, 40
 SIZES = {"dev_size": 20, "validation_size": 30}
-
-
-def official():
-    """Random images and labels of the two official splits, in official order."""
-    return cifar_files.random_official(NUM_TRAIN, NUM_TEST, 10)
-
-
-def write_archive(path, **changes):
-    return cifar_files.write_archive(path, official(), {"classes": np.array(CLASSES)}, changes)
-
-
-def prepare(root, *, names=CLASSES, with_ids=True):
-    import tensorflow_datasets as tfds
-
-    more = {"id": (tfds.features.Text(), lambda key, index, label: key)} if with_ids else {}
-    return cifar_files.write_records(root, "Cifar10", official(), names, more)
 
 
 @pytest.fixture(scope="module")

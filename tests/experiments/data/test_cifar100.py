@@ -8,7 +8,6 @@ import pytest
 from experiments.data import cifar100
 from experiments.data.checking import check_data
 from experiments.data.pools import PURPOSES, visible, with_dev
-from tests.experiments.data import test_cifar10
 from tests.helpers import cifar_files
 
 FINE = tuple(f"fine {k}" for k in range(100))
@@ -117,7 +116,7 @@ def test_the_test_set_does_not_depend_on_the_seed(archive):
 
 
 def test_cifar_10_in_the_same_place_is_not_mistaken_for_it(archive, prepared, tmp_path, monkeypatch):
-    test_cifar10.prepare(tmp_path)
+    cifar_files.write_cifar10_records(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"neither a prepared cifar100 .* nor cifar100_exact.npz; .*'cifar10'"):
         cifar100.load(0, data_dir=tmp_path)
     with pytest.raises(ValueError, match=r"not CIFAR-100: .* expected image \(32, 32, 3\), label, coarse_label, and"):
@@ -127,7 +126,7 @@ def test_cifar_10_in_the_same_place_is_not_mistaken_for_it(archive, prepared, tm
     assert "cifar100/3.0.2" in cifar100.load(0, **SIZES).source
     archives = tmp_path / "archives"
     archives.mkdir()
-    test_cifar10.write_archive(archives / "cifar10_exact.npz")
+    cifar_files.write_cifar10_archive(archives / "cifar10_exact.npz")
     shutil.copy(archive, archives)
     assert cifar100.load(0, data_dir=archives, **SIZES).columns["label"].names == COARSE
 

@@ -9,7 +9,10 @@ import pytest
 from experiments.data import cifar10, cifar10n
 from experiments.data.checking import check_data
 from experiments.data.pools import PURPOSES
-from tests.experiments.data.test_cifar10 import NUM_TRAIN, official, prepare, write_archive
+from tests.helpers.cifar_files import CIFAR10_TRAIN as NUM_TRAIN
+from tests.helpers.cifar_files import cifar10 as official
+from tests.helpers.cifar_files import write_cifar10_archive as write_archive
+from tests.helpers.cifar_files import write_cifar10_records as prepare
 from tests.helpers.commands import call, read
 
 SIZES = {"dev_size": 20, "validation_size": 30}
