@@ -20,7 +20,7 @@ from auxjax._internal.safe_math import positive_or_one
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad.problem import BilevelProblem, Estimator
-from auxjax.interface import Key, PyTree, Scalar
+from auxjax.interface import PyTree, Scalar
 from auxjax.solvers import base
 
 
@@ -59,16 +59,7 @@ def finite_difference(
     checks.number("finite_difference", least=0, known=True, rtol=rtol)
     checks.number("finite_difference", above=0, epsilon=epsilon)
 
-    def estimator(
-        problem: BilevelProblem,
-        params: PyTree,
-        meta: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Key | None = None,
-        init: PyTree = None,
-    ):
+    def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
         level = problems.make_level("finite_difference estimator", problem, params, meta)
         if problem.inner is None:
             raise ValueError(

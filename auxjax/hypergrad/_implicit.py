@@ -23,7 +23,7 @@ from auxjax._internal import checks, tree_math
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad import stacked
 from auxjax.hypergrad.problem import BilevelProblem, Curvature, Estimator
-from auxjax.interface import Key, PyTree
+from auxjax.interface import PyTree
 from auxjax.solvers.base import Operator, SolveInfo, Solver, make_system, report
 
 
@@ -75,16 +75,7 @@ def implicit(solver: Solver, *, curvature: Curvature | None = None, batches: str
             "leave the curvature out."
         )
 
-    def estimator(
-        problem: BilevelProblem,
-        params: PyTree,
-        meta: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Key | None = None,
-        init: PyTree = None,
-    ):
+    def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
         if key is not None:
             checks.key("implicit estimator", key)
         level = problems.make_level("implicit estimator", problem, params, meta)

@@ -17,7 +17,7 @@ from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad._implicit import linearise
 from auxjax.hypergrad.problem import BilevelProblem, Estimator
-from auxjax.interface import Key, PyTree, Scalar
+from auxjax.interface import PyTree, Scalar
 from auxjax.solvers import base
 
 
@@ -60,16 +60,7 @@ def one_step(
     optimizer = inner_step.as_optimizer("one_step", optimizer)
     checks.number("one_step", least=0, known=True, rtol=rtol)
 
-    def estimator(
-        problem: BilevelProblem,
-        params: PyTree,
-        meta: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Key | None = None,
-        init: PyTree = None,
-    ):
+    def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
         level = problems.make_level("one_step estimator", problem, params, meta)
         inner_step.check_arguments("one_step estimator", level, key, init)
         field, matvec, mixed = linearise(problem, level, inner_batch)

@@ -30,7 +30,7 @@ from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad._implicit import linearise
 from auxjax.hypergrad.problem import BilevelProblem, Estimator
-from auxjax.interface import Key, PyTree, Scalar
+from auxjax.interface import PyTree, Scalar
 from auxjax.solvers import base
 
 
@@ -95,16 +95,7 @@ def unrolled(
     checks.number("unrolled", least=0, known=True, rtol=rtol)
     kept = num_steps if truncate is None else truncate
 
-    def estimator(
-        problem: BilevelProblem,
-        params: PyTree,
-        meta: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Key | None = None,
-        init: PyTree = None,
-    ):
+    def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
         level = problems.make_level("unrolled estimator", problem, params, meta)
         inner_step.check_arguments("unrolled estimator", level, key, init)
         stacked = batches == "stacked"

@@ -14,6 +14,7 @@ from tests.helpers.training_problems import LinearTasks, linear_model
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 
 KEY = jax.random.key(3)
+SIMPLEST_AND_HARDEST = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("stl", "arml"))) for name in FEW]
 
 
 def draw(data, key):
@@ -91,7 +92,7 @@ def test_several_outer_updates_after_the_inner_ones():
         step(init(KEY, problem.params, problem.batch), problem.batch, dev.batch)
 
 
-@pytest.mark.parametrize("name", list(FEW))
+@pytest.mark.parametrize("name", SIMPLEST_AND_HARDEST)
 def test_jit_equals_no_jit(name):
     with jax.disable_jit():
         plain, _ = run(name, 1, inner_steps=1)
@@ -99,7 +100,7 @@ def test_jit_equals_no_jit(name):
     assert_same(plain, compiled, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", list(FEW))
+@pytest.mark.parametrize("name", SIMPLEST_AND_HARDEST)
 def test_vmapped_runs_equal_single_runs(name):
     problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
     init, step = auxjax.make_step(
