@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -286,8 +288,8 @@ def test_negative_curvature_is_seen():
 def test_replicas_with_a_reduction_solve_the_global_system(solver, kind):
     """Every replica sees a quarter of the batch; the mean over replicas is applied in every product."""
     solved = ridge(explicit=0.3)
-    part = {"inner": solved.problem.inner} if kind == "inner" else {"update_field": jax.grad(solved.problem.inner)}
-    problem = BilevelProblem(**part, outer=solved.problem.outer, reduce=lambda tree: jax.lax.pmean(tree, "device"))
+    whole_problem = solved.problem if kind == "inner" else as_field(solved).problem
+    problem = dataclasses.replace(whole_problem, reduce=lambda tree: jax.lax.pmean(tree, "device"))
     whole, whole_info = run(solver, solved)
 
     def local(inner_batch, outer_batch):
