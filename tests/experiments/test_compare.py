@@ -197,7 +197,7 @@ def test_a_damaged_log_or_result_is_named(copied, capsys):
             "expected at least one name, each once",
         ),
         (["--methods", "stl,equal:auxiliary_weight=much"], "auxiliary_weight wants a number, got 'much'"),
-        (["--methods", "stl,equal:auxiliary_weight=-1"], "equal(auxiliary_weight=-1.0): expected a number >= 0"),
+        (["--methods", "stl,equal:auxiliary_weight=-1"], "equal(auxiliary_weight=-1.0): expected a finite number >= 0"),
         (["--methods", "stl,equal:weight=1"], "equal has no option 'weight'. Its options: auxiliary_weight, reduction"),
         (["--seeds", "0,1,0"], "expected at least one seed, each once"),
         (["--seeds", ""], "expected at least one seed"),

@@ -212,7 +212,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_costs_nothing(copied):
     assert process.returncode == 2, err
     assert err.splitlines()[-1] == (
         "error: the disk is full: the checkpoint of step 60 could not be written (File too large). The checkpoint of "
-        f"step 40 is whole, and the log in {run} is good. Free some space; the same command then goes on."
+        f"step 40 is whole, and the log in {run} is good. Free some space; the same command then resumes."
     )
     assert "Traceback" not in err
     assert checkpoints(run) == [40]

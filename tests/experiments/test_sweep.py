@@ -128,7 +128,7 @@ def test_a_run_that_diverges_is_told_of_and_the_others_go_on(tmp_path, capsys):
         ("equal", "auxiliary_weight", "expected NAME=VALUE"),
         ("equal", "auxiliary_weight=1,1", "each once"),
         ("equal", "auxiliary_weight=1,x", "expected finite numbers"),
-        ("equal", "auxiliary_weight=-1,1", "expected a number >= 0"),
+        ("equal", "auxiliary_weight=-1,1", "expected a finite number >= 0"),
         ("equal:auxiliary_weight=2", "auxiliary_weight=1", "has a value for it already"),
         ("equal", "learning_rate=-1,1", "learning_rate=-1.0: expected a finite number"),
     ],
