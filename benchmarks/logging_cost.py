@@ -20,7 +20,7 @@ import time
 from rich.table import Table
 
 from benchmarks.shared.machine import describe_machine
-from benchmarks.shared.timing import median_interval
+from benchmarks.shared.timing import interval_of_median, median_interval
 from experiments import configs
 from experiments.reporting import terminal
 from experiments.training.single import train
@@ -75,8 +75,9 @@ def main(argv=None) -> int:
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for row in rows:
         rates = [f"{row['steps'] / median_interval(row['seconds'][how])['median']:.0f}" for how in ("off", "on")]
-        middle, low, high, _ = median_interval(row["ratios"]).values()
-        table.add_row(row["method"], *rates, f"{middle:.3f} [{low:.3f}, {high:.3f}]")
+        ratios = row["ratios"]
+        low, high = interval_of_median(ratios) or (min(ratios), max(ratios))
+        table.add_row(row["method"], *rates, f"{median_interval(ratios)['median']:.3f} [{low:.3f}, {high:.3f}]")
     terminal.show(table)
     if options.json:
         options.json.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")

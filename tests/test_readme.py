@@ -26,7 +26,9 @@ CASES["dtg_auxl"] = "\n".join(programs("docs/dtg_auxl.md"))
 CASES["hypergradients"] = "\n".join(programs("docs/hypergradients.md"))
 
 
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (not name.startswith("README"))) for name in CASES]
+)
 def test_program_runs(name):
     done = subprocess.run([sys.executable, "-c", CASES[name]], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

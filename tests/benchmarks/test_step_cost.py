@@ -10,6 +10,7 @@ pytestmark = pytest.mark.usefixtures("single_precision")
 TINY = ["channels=4,4", "label_channels=4,4", "batch_size=8", "outer_batch_size=8", "inner_steps=2"]
 
 
+@pytest.mark.slow
 def test_ratios_are_to_the_first_method(tmp_path, capsys):
     path = tmp_path / "cost.json"
     arguments = [part for value in TINY for part in ("--set", value)]

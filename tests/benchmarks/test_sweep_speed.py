@@ -39,4 +39,4 @@ def test_both_sides_are_timed(tmp_path, capsys, cache_setting):
 
 def test_mistakes_are_named(capsys, cache_setting):
     assert sweep_speed.main(["digits_noise", "--method", "equal", "--over", "reduction=sum,mean"]) == 2
-    assert "no number that one program can leave open" in capsys.readouterr().err
+    assert "cannot be swept in one compiled program" in capsys.readouterr().err

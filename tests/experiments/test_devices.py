@@ -113,6 +113,7 @@ def start_both(*command):
     return two[::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["equal", pytest.param("jtds", marks=pytest.mark.slow)])
 def test_two_processes_of_two_devices_give_the_run_of_one(tmp_path, method):
     """Only the first writes logs; both write checkpoints, which one process on one device can resume from."""

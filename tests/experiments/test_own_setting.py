@@ -80,6 +80,7 @@ def test_it_resumes_to_the_bit(setting, compared, tmp_path):
     assert json.loads((tmp_path / "half/run.json").read_text())["config"] == "diabetes.py"
 
 
+@pytest.mark.slow
 def test_a_stream_of_several_pools_resumes_to_the_bit(setting, tmp_path):
     command = [setting, *SHORT, "--set", "input=stream", "--method", "equal"]
     assert call("run", *command, "--out", tmp_path / "whole") == 0

@@ -58,6 +58,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened(tmp_path):
     assert (whole / "timing.jsonl").read_text().splitlines() == timing  # shown again, not trained again
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_and_repeats_no_finished_run(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = ["digits_noise", "--methods", "equal", "--seeds", "0,1", *tiny(steps=300)]
@@ -204,6 +205,7 @@ def test_what_a_save_that_was_killed_left_is_removed(copied):
     assert_same_run(whole, run)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_on_the_disk_costs_nothing(copied):
     command, whole, run = copied
     limited = ("sh", "-c", 'ulimit -f 16 && exec "$@"', "sh")  # 8 kB in one file: fewer than a checkpoint's

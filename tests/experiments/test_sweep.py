@@ -77,6 +77,7 @@ def test_an_interrupted_sweep_ends_as_if_nothing_had_happened(whole, tmp_path):
         assert (half / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_four_devices(whole, tmp_path):
     half = interrupted(whole, tmp_path / "half")
     assert call("sweep", *LEARNED, *OVER, "--devices", 4, "--out", half) == 0

@@ -232,7 +232,7 @@ def test_single_loop_trains_params_solution_and_meta_together():
     assert residuals[-1] < 1e-2
 
 
-@pytest.mark.parametrize("warm_start", ["extrapolate", "project"])
+@pytest.mark.parametrize("warm_start", [pytest.param("extrapolate", marks=pytest.mark.slow), "project"])
 def test_states_pass_checkpoints(tmp_path, warm_start):
     from auxjax.training import checkpoint
 

@@ -61,6 +61,7 @@ def test_fixed_points_in_params_and_state_agree_with_differences_of_the_trained_
     assert np.linalg.norm(plain - grad) > 0.05 * np.linalg.norm(grad)
 
 
+@pytest.mark.slow
 def test_neumann_series_of_step_one_is_the_derivative_of_the_last_updates(ordinary_promotion):
     solved, optimizer = ridge(), OPTIMIZERS["adamw"]
     params, state = come_to_rest(optimizer, solved)

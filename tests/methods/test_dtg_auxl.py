@@ -391,6 +391,7 @@ def train(model, method, steps, *, state=None, model_state=None, problem=None, o
     return state, metrics
 
 
+@pytest.mark.slow
 def test_model_state_reaches_the_feature_loss_and_belongs_to_inner_updates():
     start = {"count": jnp.zeros((), jnp.int32), "factor": jnp.asarray(2.0)}
     state, metrics = train(with_state(model_of()), make_method(**WEIGHTS), 2, model_state=start)
@@ -611,6 +612,7 @@ def collapse_after_training(task, monkeypatch, *, seeds=3, steps=200):
     return {name: joint_generator.InstanceCollapse(*rows) for name, rows in zip(TERMS, by_terms, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", pytest.param("regression", marks=pytest.mark.slow)])
 def test_every_term_of_the_regularisation_holds_off_its_collapse(task, monkeypatch, ordinary_promotion):
     """Trained beside an auxiliary task of random labels, over three seeds."""

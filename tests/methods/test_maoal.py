@@ -174,6 +174,7 @@ def test_which_entries_come_back_from_zero(constraint):
         assert np.asarray(new.method.meta).min() >= 0
 
 
+@pytest.mark.slow
 def test_every_leaf_may_be_a_module(ordinary_promotion):
     problem, model = network_problem(0, num_tasks=2)
     method = auxjax.methods.get("maoal", module_of=lambda path: path)

@@ -110,6 +110,7 @@ def problem(norm, x):
     return loss, params, jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape, leaf.dtype), params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [pytest.param("none", marks=pytest.mark.slow), "batch"])
 def test_products_with_the_hessian(norm):
     """Forward over reverse, reverse over reverse and differences of the gradient agree, through ReLU and maximum."""

@@ -282,7 +282,7 @@ def wide_problem(num_examples=4096, width=64):
     return auxjax.TaskModel(losses, "y", trunk=lambda path: "layers" in path), params, batch
 
 
-@pytest.mark.parametrize("name", ["equal", "jtds"])
+@pytest.mark.parametrize("name", ["equal", pytest.param("jtds", marks=pytest.mark.slow)])
 def test_parts_need_less_memory(name, ordinary_promotion):
     """Four parts: a quarter of the activations of eight layers remains, and a copy of the batch."""
     model, params, batch = wide_problem()

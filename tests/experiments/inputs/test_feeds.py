@@ -103,6 +103,7 @@ def assert_close_logs(one, other):
             np.testing.assert_allclose(row[name], row_other[name], rtol=2e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_devices_read_what_one_does(whole, tmp_path):
     assert call("run", *RUN, "--devices", 4, "--out", tmp_path) == 0
     assert_close_logs(whole, tmp_path)

@@ -144,6 +144,7 @@ def test_losses_are_those_of_separate_forward_passes():
     np.testing.assert_allclose(alone.values["class"], expected["class"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_only_inner_updates_move_batchnorm_statistics():
     network = ConvNet(heads=image_classification.heads(3, ("rotation",)), channels=(4, 4), norm="batch")
     data, dev = make_data(), make_data(count=12)
