@@ -12,6 +12,8 @@ from benchmarks.hypergradients import measuring, own, plots, problems, tables, v
 from benchmarks.hypergradients.problems import exact, hypercleaning, ridge, sequence, sweep
 from benchmarks.hypergradients.worker import Worker, WorkerFailed
 
+pytestmark = pytest.mark.slow
+
 FAKE = "tests.helpers.fake_library"
 
 

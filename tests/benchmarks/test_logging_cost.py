@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import logging_cost
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.usefixtures("single_precision")
 def test_runs_with_and_without_the_log_are_timed(tmp_path, capsys):

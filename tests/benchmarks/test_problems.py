@@ -19,6 +19,8 @@ from benchmarks.hypergradients.problems import (
     sweep,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny():

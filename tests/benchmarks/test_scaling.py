@@ -17,6 +17,8 @@ from benchmarks.scaling import __main__ as scaling
 from benchmarks.scaling import collectives, model
 from benchmarks.scaling.cases import ROWS, Sizes
 
+pytestmark = pytest.mark.slow
+
 RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results" / "scaling.json"
 VOLUME = 1e8  # bytes
 

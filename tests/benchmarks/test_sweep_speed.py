@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import sweep_speed
 
-pytestmark = pytest.mark.usefixtures("single_precision")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("single_precision")]
 TINY = ["hidden=8", "batch_size=8", "inner_steps=2", "steps=20"]
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import task_weights
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--tasks", "1,3", "--repeats", "2", "--batch", "2", "--image", "4", "--channels", "2,3"]
 
 

@@ -13,6 +13,8 @@ from benchmarks.train_step import __main__ as train_step
 from benchmarks.train_step import report
 from benchmarks.train_step.cases import GENERATING, ROWS, make_case
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--batch", "4", "--inputs", "3", "--hidden", "4,5", "--image", "4", "--channels", "2,3"]
 QUICK = [*TINY, "--repeats", "2", "--inner-steps", "2", "--methods", "arml,grid_search"]
 

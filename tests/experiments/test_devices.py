@@ -69,6 +69,7 @@ def test_a_run_begun_on_one_device_goes_on_with_four(whole, tmp_path):
     assert_close_run(one, tmp_path / "half")
 
 
+@pytest.mark.slow
 def test_a_comparison_runs_on_several_devices(tmp_path):
     out = tmp_path / "comparison"
     command = ["digits_noise", "--methods", "equal", "--seeds", "0", *tiny(steps=20)]
@@ -95,6 +96,7 @@ def test_processes_that_cannot_be_found_are_refused(how):
         processes.start(how)
 
 
+@pytest.mark.slow
 def test_a_single_process_with_several_devices_uses_them_all(tmp_path, capsys):
     """As on one host of a TPU slice: `--distributed` means all devices, however many processes there are."""
     process = start(

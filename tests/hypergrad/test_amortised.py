@@ -145,6 +145,7 @@ def test_from_the_first_step_on_a_projection_has_only_what_is_known():
     assert info.num_matvecs == 3 + 2
 
 
+@pytest.mark.slow
 def test_the_preconditioner_is_made_anew_every_so_many_steps():
     solved = ridge()
     made = amortise(lambda sketch: cg(preconditioner=sketch), prepare=nystrom_preparation(3, damping=0.1), every=2)
@@ -232,6 +233,7 @@ def test_single_loop_trains_params_solution_and_meta_together():
     assert residuals[-1] < 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warm_start", [pytest.param("extrapolate", marks=pytest.mark.slow), "project"])
 def test_states_pass_checkpoints(tmp_path, warm_start):
     from auxjax.training import checkpoint
@@ -273,6 +275,7 @@ def test_a_state_of_another_history_is_refused():
         amortise(cg(), warm_start="project", history=5).update(*arguments(solved), state)
 
 
+@pytest.mark.slow
 def test_nothing_is_differentiated_through_a_projected_start():
     """The derivative of the hypergradient is the one with this start handed over as numbers."""
     solved = ridge()

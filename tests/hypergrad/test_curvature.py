@@ -72,6 +72,7 @@ def flat_functions(point):
     return flat, lambda function: lambda w: function(restore(w), point.meta, point.inner_batch)
 
 
+@pytest.mark.slow
 def test_gauss_newton_is_the_product_of_its_dense_parts():
     point = network()
     flat, of = flat_functions(point)

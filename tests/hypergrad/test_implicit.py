@@ -185,7 +185,7 @@ def test_a_neumann_step_too_large_is_reported_and_finite():
     np.testing.assert_allclose(info.relative_residual, true_residual(solved, info.solution), rtol=1e-10)
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("scale", [1e-6, pytest.param(1e6, marks=pytest.mark.slow)])
 def test_the_scale_of_the_losses_is_only_a_scale_in_single_precision(scale, single_precision):
     for solver in (neumann(20, unroll=1), cg(), dense()):
         plain, plain_info = run(solver, ridge(dtype=jnp.float32))
@@ -202,7 +202,7 @@ def test_jit_changes_nothing(solved):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize("solver", [neumann(6), cg(rtol=1e-6), dense()])
+@pytest.mark.parametrize("solver", [neumann(6), pytest.param(cg(rtol=1e-6), marks=pytest.mark.slow), dense()])
 def test_vmap_of_eight_problems_is_a_loop(solver):
     problems = [ridge(seed) for seed in range(8)]
     arguments = [(p.params, p.meta, p.inner_batch, p.outer_batch) for p in problems]

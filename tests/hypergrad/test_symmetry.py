@@ -64,6 +64,7 @@ def test_estimators_with_state_refuse_them_as_well():
         sketching.init(*point, key=KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", ["same", pytest.param("stacked", marks=pytest.mark.slow)])
 def test_a_field_that_is_said_to_be_a_gradient_is_taken(batches):
     solved = ridge(explicit=0.3)

@@ -112,6 +112,7 @@ def test_weights_agree_with_the_exact_quadratic_program_inside_the_simplex():
     np.testing.assert_allclose(state.method.weights, exact, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_langevin_stage_samples_the_gaussian_posterior():
     problem = LinearTasks.make(7, num_tasks=3, num_examples=20)
     step_size, temperature, chains, steps = 0.05, 1 / 20, 4000, 400

@@ -194,7 +194,7 @@ def hypergradient(method, state, context, problem, dev):
     ("task", "jacobian"),
     [
         ("classification", "held_fixed"),
-        ("regression", "exact"),
+        pytest.param("regression", "exact", marks=pytest.mark.slow),
         pytest.param("classification", "exact", marks=pytest.mark.slow),
         pytest.param("regression", "held_fixed", marks=pytest.mark.slow),
     ],
@@ -218,7 +218,7 @@ def test_hypergradient_is_that_of_the_solved_lower_level(task, jacobian):
     check_slopes(found, lambda meta: outer(solve(meta, *held), meta, params), meta, 1e-5, 1e-6)
 
 
-@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("task", ["classification", pytest.param("regression", marks=pytest.mark.slow)])
 def test_explicit_part_is_the_regularisation_at_fixed_params(task):
     problem, dev = make(0), make(1)
     method = make_method(task=task, **{**WEIGHTS, "auxiliary_weight": 0.0})
@@ -235,7 +235,7 @@ def test_explicit_part_is_the_regularisation_at_fixed_params(task):
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(without))
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_look_aheads_are_the_derivative_of_the_training_loop(task, steps):
     problem, dev = make(0), make(1)
@@ -334,7 +334,7 @@ def hidden_nan(problem, value):
     return batch
 
 
-@pytest.mark.parametrize("partner", [None, "aux"])
+@pytest.mark.parametrize("partner", [None, pytest.param("aux", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", ["some", "none"])
 def test_unlabelled_examples_generate_nothing_and_may_be_nan(partner, case):
     """Whatever their features and labels are: training is the same to the last bit."""
@@ -518,6 +518,7 @@ def test_models_that_do_not_fit_are_named(edit, piece):
         state_of(edit(model_of()), make(0), method=make_method(partner="aux", labels=None, num_classes=None))
 
 
+@pytest.mark.slow
 def test_a_generator_of_ones_own():
     made = joint_generator.joint_generator(GENERATED, hidden=(3,))
     ours, _ = train(model_of(), make_method(), 1)

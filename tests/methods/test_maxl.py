@@ -108,7 +108,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", ["maxl", "wamal"])
+@pytest.mark.parametrize("name", ["maxl", pytest.param("wamal", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", list(CASES))
 def test_the_gradient_is_that_of_the_look_ahead(name, case):
     """The entropy is part of it in every form; momentum, weight decay and the optimiser's state are the real ones."""

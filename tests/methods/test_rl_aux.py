@@ -525,6 +525,7 @@ SLOW = optax.sgd(0.05)
 SEEDS = range(4)
 
 
+@pytest.mark.slow
 def test_ppo_finds_what_random_search_does_not(ordinary_promotion):
     """As many look-aheads for both: 40 updates of 32 rollouts, or the best of 1280 random labellings of 64 examples.
 

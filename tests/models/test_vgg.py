@@ -58,6 +58,7 @@ def test_linear_heads():
     assert {name for name in make(hidden=())[1]["params"] if "head" in name} == {"head_a", "head_b"}
 
 
+@pytest.mark.slow
 def test_kernels_that_copy_by_hand():
     """All layers pass on the first channel: the largest pixel of every 32x32 tile, then the mean over tiles."""
     x = jax.random.normal(jax.random.key(2), (2, 70, 33, 2))
@@ -137,6 +138,7 @@ def test_products_with_the_hessian(norm):
             np.testing.assert_allclose(value, differences[name][part], rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [pytest.param("group", marks=pytest.mark.slow), "batch"])
 def test_products_stay_finite_where_all_pixels_are_equal(norm):
     loss, params, direction = problem(norm, jnp.zeros_like(X))

@@ -150,7 +150,7 @@ def test_a_zero_right_hand_side_has_the_zero_solution(unroll):
         assert info.num_matvecs == (21 if unroll else 1) + (init is not None)
 
 
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("unroll", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_vmapped_systems_are_solved_and_counted_one_by_one(unroll):
     systems = [symmetric(np.geomspace(low, 3, 8), seed) for seed, low in enumerate((2.9, 2.0, 0.1))]
     matrices, rights = jnp.stack([jnp.asarray(s.matrix) for s in systems]), jnp.stack([s.b for s in systems])
@@ -166,7 +166,7 @@ def test_vmapped_systems_are_solved_and_counted_one_by_one(unroll):
     assert len(set(info.num_matvecs.tolist())) == (1 if unroll else 3)
 
 
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("unroll", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_derivative_is_that_of_the_linear_system(unroll):
     system = spd()
 

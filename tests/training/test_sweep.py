@@ -76,14 +76,17 @@ def assert_close(one, other, rtol=1e-10):
     chex.assert_trees_all_close(plain(one), plain(other), rtol=rtol, atol=1e-12)
 
 
-@pytest.mark.parametrize(("make", "setting"), [(equal, "scan"), (arml, "host"), (jtds, "scan"), (jtds, "batch")])
+@pytest.mark.parametrize(
+    ("make", "setting"),
+    [(equal, "scan"), (arml, "host"), (jtds, "scan"), pytest.param(jtds, "batch", marks=pytest.mark.slow)],
+)
 def test_every_run_is_that_of_make_step(make, setting, ordinary_promotion):
     swept = together(make, SETTINGS[setting])
     for index in (0, 3):
         assert_close(run_of(swept, index), alone(index, make, SETTINGS[setting]))
 
 
-@pytest.mark.parametrize(("devices", "stacked"), [(4, False), (2, True)])
+@pytest.mark.parametrize(("devices", "stacked"), [(4, False), pytest.param(2, True, marks=pytest.mark.slow)])
 def test_devices_share_the_runs_and_change_no_number(devices, stacked, ordinary_promotion):
     mesh = data_mesh(devices)
     state, metrics = together(jtds, SETTINGS["scan"], mesh, stacked=stacked)

@@ -11,6 +11,8 @@ from auxjax.formulas.simplex import simplex_quadratic_program
 from benchmarks.studies.arml_theory import __main__ as arml_theory
 from benchmarks.studies.arml_theory import gaussian, runs
 
+pytestmark = pytest.mark.slow
+
 FIXED_POINT = jax.jit(gaussian.fisher_fixed_point, static_argnums=(2, 3))
 WEIGHTS = jnp.array([0.3, 1.9, 0.8])
 TINY = ["--seeds", "0,1", "--dims", "2", "--primary", "4,64", "--settings", "alike", "--steps", "40"]

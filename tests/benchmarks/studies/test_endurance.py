@@ -7,6 +7,8 @@ import pytest
 from benchmarks.studies import endurance
 from experiments.runtime import records
 
+pytestmark = pytest.mark.slow
+
 
 def log(run, step, name="metrics.jsonl"):
     run.mkdir(exist_ok=True)

@@ -13,6 +13,8 @@ from auxjax.methods._jtds import TaskSchedule
 from benchmarks.studies import jtds_jacobian
 from tests.helpers.bilevel_problems import ridge
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--seeds", "0", "--hidden", "2", "--train", "40", "--dev", "20", "--steps", "3", "--decay", "0.03"]
 
 

@@ -11,6 +11,8 @@ import pytest
 import auxjax
 from benchmarks.studies.two_parameters import __main__ as two_parameters
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--seeds", "0,1", "--epochs", "40", "--points", "40", "--batch", "20"]
 
 

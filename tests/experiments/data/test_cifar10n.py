@@ -239,7 +239,8 @@ def test_missing_labels_say_where_they_are_from(archive, root):
         cifar10n.load(0, data_dir="nowhere")
 
 
-@pytest.mark.parametrize("method", ["equal", pytest.param("jtds", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["equal", "jtds"])
 def test_a_short_run_of_the_config(archive, tmp_path, method):
     changes = {"steps": 4, "inner_steps": 2, "log_every": 2, "batch_size": 8, "outer_batch_size": 8, "channels": 4}
     changes |= {"train_size": 0, "validation_size": 30, "dev_size": 20, "noise_kind": "random2"}

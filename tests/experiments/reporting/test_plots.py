@@ -36,7 +36,10 @@ def pictures(written) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-@pytest.mark.parametrize(("methods", "seeds"), [(1, 1), (1, 3), (2, 1), (5, 3), (9, 1)])
+@pytest.mark.parametrize(
+    ("methods", "seeds"),
+    [(1, 1), (2, 3), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in [(1, 3), (2, 1), (5, 3), (9, 1)])],
+)
 def test_all_plots(tmp_path, methods, seeds):
     names = [f"method{number}" for number in range(methods)]
     groups = {name: [make_run(tmp_path, name, seed) for seed in range(seeds)] for name in names}

@@ -48,6 +48,7 @@ def test_nothing_compiles_after_the_first_steps_nor_for_other_seeds(tmp_path, ca
     assert single.compiled.cache_info().hits == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [pytest.param("arml", marks=pytest.mark.slow), "jtds"])
 def test_four_devices_give_what_one_gives(method):
     data = digits_noise.load(SETTINGS, 0, None)
