@@ -26,10 +26,12 @@ $(STAMP): requirements.txt setup.cfg pyproject.toml
 demo: $(STAMP)  ## train five models on real digits with 40 % wrong labels, three seeds, and compare them (minutes)
 	@$(BIN)/python -m experiments.compare digits_noise --methods stl,stl+dev,equal,arml,jtds --seeds 0,1,2 --out $(OUT)
 
-# Nearly all the time of the tests is XLA's: these make it compile in less than half the time what then runs slower.
-# `make test-all` compiles as users do, and so does `make test XLA_FLAGS=`.
+# Nearly all the time of the tests is XLA's: these make it compile in less than half the time what then runs slower, and
+# keep even the smallest program, most of which many tests share. `make test-all` compiles as users do, and so does
+# `make test XLA_FLAGS=`.
 check test: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
   --xla_cpu_parallel_codegen_split_count=1
+check test test-all: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 
 check: lint  ## before every commit: lint, and one run of every method and solver (minutes, nearly all compilation)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'check and not slow' -q
