@@ -135,6 +135,7 @@ def test_gauss_newton_of_a_linear_model_is_the_hessian():
     assert info.relative_residual < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "curvature", [gauss_newton(outputs, loss_of_outputs), fisher(each, weigh)], ids=["gauss_newton", "fisher"]
 )

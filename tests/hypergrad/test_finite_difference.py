@@ -72,6 +72,7 @@ def test_is_exact_where_the_third_derivative_vanishes():
     np.testing.assert_allclose(grad - without, 0.3 * point.meta, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_jit_changes_nothing_and_vmap_is_a_loop():
     points = [curved(seed=seed) for seed in range(3)]
     estimator = finite_difference(0.4)

@@ -39,6 +39,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name == "momentum" else pytest.mark.slow) for name in OPTIMIZERS]
 )
@@ -114,6 +115,7 @@ def test_plain_steps_and_a_given_field_change_nothing():
         np.testing.assert_allclose(grad, solved.hypergradient, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_masks_aux_and_counters_are_kept(ordinary_promotion):
     solved, optimizer = ridge(), optax.adam(0.1, eps=1e-3)
     params = {**solved.params, "count": jnp.int32(3)}

@@ -101,6 +101,7 @@ def squared_errors(params, meta, batch):
     return (batch[0] @ params - batch[1]) ** 2
 
 
+@pytest.mark.slow
 def test_given_curvatures_are_symmetric_and_others_are_asked():
     x, y = jax.random.normal(KEY, (8, 3)), jnp.ones(8)
     problem = BilevelProblem(

@@ -276,6 +276,7 @@ def test_the_inner_update_is_a_gradient_step_with_targets_held_fixed(task):
     assert {name: float(weight[0]) for name, weight in weights.items()} == {"primary": 1, "aux": 0.3, "generated": 0.9}
 
 
+@pytest.mark.slow
 def test_source_features_are_the_primary_ones_and_random_targets_stay():
     problem, dev = make(0), make(1)
     method = make_method(
@@ -446,6 +447,7 @@ def test_four_devices_are_one():
     chex.assert_trees_all_close(*map(jax.device_get, found), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_half_precision_features_are_generated_in_single_precision(single_precision):
     problem = make(0)
     seen = []

@@ -126,6 +126,7 @@ def test_labels_that_one_replica_has_alone_count_as_on_one_device(name):
     chex.assert_trees_all_close(*map(without_keys, found), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"), [("wamal", OPTIONS["wamal"] | {"normalise": True}), ("jtds", {"jacobian": "exact"})]
 )

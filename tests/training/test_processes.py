@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SHORT = ["equal", "jtds"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [SHORT, pytest.param([name for name in auxjax.methods.names() if name not in SHORT], marks=pytest.mark.slow)],

@@ -86,6 +86,7 @@ def test_every_run_is_that_of_make_step(make, setting, ordinary_promotion):
         assert_close(run_of(swept, index), alone(index, make, SETTINGS[setting]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "stacked"), [(4, False), pytest.param(2, True, marks=pytest.mark.slow)])
 def test_devices_share_the_runs_and_change_no_number(devices, stacked, ordinary_promotion):
     mesh = data_mesh(devices)

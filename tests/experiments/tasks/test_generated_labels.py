@@ -13,7 +13,6 @@ pytestmark = pytest.mark.usefixtures("single_precision")
 SHORT = {"steps": 4, "inner_steps": 2, "log_every": 2, "checkpoint_every": 2, "batch_size": 12, "outer_batch_size": 8}
 SHORT |= {"channels": "4,4", "label_channels": "4,4", "train_size": 200, "dev_size": 100, "validation_size": 100}
 LABELS = ("equal", "random_labels", "maxl", "wamal", "dtg_auxl", "rl_aux", "rl_aux:weighted=true")
-QUICK = ("maxl",)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +30,8 @@ def archive(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(label, marks=[pytest.mark.slow] * (label not in QUICK)) for label in LABELS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", LABELS)
 def test_a_short_run_and_its_resumption(tmp_path, archive, method):
     whole, half = tmp_path / "whole", tmp_path / "half"
     changes = [part for name, value in SHORT.items() for part in ("--set", f"{name}={value}")]
