@@ -88,6 +88,7 @@ def test_report_makes_the_same_again(copied):
     assert all((copied / name).exists() for name in FILES)
 
 
+@pytest.mark.slow
 def test_more_seeds_and_methods_are_added_to_what_is_there(copied):
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("result.json")}
     command = ["digits_noise", "--methods", "stl, equal", "--seeds", "0,2", *tiny(steps=50)]
@@ -233,6 +234,7 @@ def test_names_and_seeds_as_people_write_them():
     assert compare.methods_of("equal:auxiliary_weight=0.30+dev") == ["equal:auxiliary_weight=0.3+dev"]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_an_option(tmp_path, capsys):
     names = ["equal:auxiliary_weight=10+dev", "equal:auxiliary_weight=3", "equal:reduction=mean+auxiliary_weight=3"]
     command = ["digits_noise", "--methods", ",".join(names), "--seeds", "0", *tiny(steps=20), "--out", tmp_path / "out"]

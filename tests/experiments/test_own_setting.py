@@ -89,6 +89,7 @@ def test_a_stream_of_several_pools_resumes_to_the_bit(setting, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "half")
 
 
+@pytest.mark.slow
 def test_a_sweep_chooses_the_smallest_error(setting, tmp_path):
     command = [setting, *SHORT, "--method", "equal", "--over", "learning_rate=1e-5,3e-3", "--seeds", "0"]
     assert call("sweep", *command, "--out", tmp_path / "sweep") == 0

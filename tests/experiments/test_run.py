@@ -211,6 +211,7 @@ def test_cifar10_from_a_truncated_file_or_none(tmp_path, capsys, steps_done):
     assert not steps_done
 
 
+@pytest.mark.slow
 def test_dev_examples_can_be_trained_on(tmp_path):
     sizes = {}
     for method, dev in (("equal+dev", "held_out"), ("jtds", "train")):

@@ -185,6 +185,7 @@ def test_a_neumann_step_too_large_is_reported_and_finite():
     np.testing.assert_allclose(info.relative_residual, true_residual(solved, info.solution), rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-6, pytest.param(1e6, marks=pytest.mark.slow)])
 def test_the_scale_of_the_losses_is_only_a_scale_in_single_precision(scale, single_precision):
     for solver in (neumann(20, unroll=1), cg(), dense()):

@@ -256,6 +256,7 @@ def test_step_size_and_temperature_may_be_swept():
         np.testing.assert_allclose(found, run(float(step_size), float(temperature)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_batch_without_a_primary_label_moves_no_weight(ordinary_promotion):
     """There is no primary gradient to match; what cancels out would be favoured."""
     problem = LinearTasks.make(0, num_tasks=3, masked=True)

@@ -39,6 +39,7 @@ def test_an_inner_update_has_unit_length(refresh, masked):
     np.testing.assert_allclose(np.linalg.norm(weights @ rows), 1.0, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_outer_refresh_keeps_the_weights_in_between():
     problem = LinearTasks.make(0, num_tasks=3)
     method = auxjax.methods.get("auxinash", refresh="outer")

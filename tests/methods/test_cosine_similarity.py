@@ -86,6 +86,7 @@ def test_mistakes_are_named(options):
         auxjax.methods.get("cosine_similarity", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-10, 1e10])
 def test_the_scale_of_the_losses_does_not_matter_in_single_precision(scale, single_precision):
     problem, model = network_problem(0, num_tasks=3)

@@ -190,6 +190,7 @@ def hypergradient(method, state, context, problem, dev):
     return jax.tree.map(lambda a, b: a - b, state.method.meta, new.method.meta), metrics  # sgd(1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "jacobian"),
     [

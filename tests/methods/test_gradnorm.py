@@ -64,6 +64,7 @@ def test_mistakes_are_named(options):
         auxjax.methods.get("gradnorm", **options)
 
 
+@pytest.mark.slow
 def test_a_task_without_labels_keeps_its_weight_and_the_others_balance_among_themselves(ordinary_promotion):
     problem = LinearTasks.make(0, num_tasks=3, masked=True)
     problem.batch["mask"]["aux1"] = jnp.zeros(8, bool)

@@ -52,6 +52,7 @@ def test_the_hypergradient_is_that_of_the_solved_lower_level():
             np.testing.assert_allclose(found, (up - down) / 2e-6, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [optax.sgd(1.0, momentum=0.9), optax.adam(0.1), optax.adamw(0.1)])
 def test_rows_outside_of_the_batch_stay_as_they_are(optimizer, ordinary_promotion):
     """Of the table and of the optimiser's state, weight decay included."""

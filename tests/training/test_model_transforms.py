@@ -119,7 +119,7 @@ def one_step(name, transform, **options):
     return step(init(KEY, problem.params, problem.batch), problem.batch, dev.batch)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "maoal")) for name in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_of_every_kind_of_method_is_the_same(name, ordinary_promotion):
     wanted = one_step(name, lambda model: model)
     assert_close(one_step(name, EXACT["both"]), wanted, rtol=1e-8, atol=1e-10)

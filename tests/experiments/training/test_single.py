@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("single_precision")
 SETTINGS = dataclasses.replace(digits_noise.Settings(), **TINY)
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_first_steps_nor_for_other_seeds(tmp_path, caplog):
     settings = dataclasses.replace(SETTINGS, steps=80, hidden=17)  # a width of its own: not compiled before
     compiled_at = []
