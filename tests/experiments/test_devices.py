@@ -157,7 +157,7 @@ def test_both_processes_end_where_the_first_cannot_begin(whole, tmp_path):
     messages = [process.communicate(timeout=120)[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (2, 2)
     assert "data_crc32 is 1 there" in messages[0]
-    assert "the first process could not" in messages[1]
+    assert "failed in the first process" in messages[1]
 
 
 @pytest.mark.slow
