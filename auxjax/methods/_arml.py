@@ -101,16 +101,7 @@ def arml(
     checks.one_of("arml", ("simplex", "shift_and_clamp"), projection=projection)
     if total is not None:
         checks.number("arml", above=0, total=total)
-    noise: dict[str, Any] = {"step_size": step_size, "temperature": temperature}
-    given: dict[str, Any] = {name: value for name, value in noise.items() if value is not None}
-    if form == "two_stage" and len(given) < 2:
-        raise ValueError(
-            f"arml(form='two_stage', step_size={step_size}, temperature={temperature}): Langevin sampling needs both, "
-            "each >= 0. For mean losses over n examples, temperature=1/n samples the posterior."
-        )
-    if form == "merged" and given:
-        raise ValueError("arml(form='merged') adds no noise: leave out step_size and temperature, or use 'two_stage'.")
-    checks.number("arml", least=0, **given)
+    noise = _noise(form, step_size, temperature)
     checks.number("arml", above=0, tolerance=tolerance)
     checks.count("arml", 1, min_updates=min_updates, max_updates=max_updates)
     if min_updates > max_updates:
@@ -143,7 +134,7 @@ def arml(
             context, state, batch, key_loss, lambda out: weights_of(context, state, out)
         )
         trained = descent.descend(context, state, grads, out.state)
-        if form == "two_stage":
+        if noise:
             # The same gradient serves both stages, so choosing between two updates costs nothing. The optimiser's state
             # stays as it was while sampling: the second stage starts it afresh.
             sampled = langevin_step(state.params, context.reduce(grads), key=key_noise, **noise)
@@ -188,6 +179,21 @@ def arml(
         return _choose(done, new._replace(weights=new.slow.copy(), sampling=jnp.array(False)), new)
 
     return Method(init, inner, outer, evaluation.reported(weights_of))
+
+
+def _noise(form, step_size, temperature) -> dict[str, Any]:
+    """The numbers of the Langevin dynamics, none for the merged form."""
+    given: dict[str, Any] = {"step_size": step_size, "temperature": temperature}
+    given = {name: value for name, value in given.items() if value is not None}
+    if form == "two_stage" and len(given) < 2:
+        raise ValueError(
+            f"arml(form='two_stage', step_size={step_size}, temperature={temperature}): Langevin sampling needs both, "
+            "each >= 0. For mean losses over n examples, temperature=1/n samples the posterior."
+        )
+    if form == "merged" and given:
+        raise ValueError("arml(form='merged') adds no noise: leave out step_size and temperature, or use 'two_stage'.")
+    checks.number("arml", least=0, **given)
+    return given
 
 
 def _choose(flag, a, b):

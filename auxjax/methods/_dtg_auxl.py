@@ -135,11 +135,7 @@ def dtg_auxl(
         dtype = jax.tree.leaves(out.features)[0].dtype
         arguments = (params, (pairs.scale * made).astype(dtype), labelled)
         losses = call(context.model.feature_loss, *arguments, state=model_state)
-        if jnp.shape(losses) != labelled.shape[:1] or not jnp.issubdtype(jnp.result_type(losses), jnp.floating):
-            raise ValueError(
-                f"feature_loss returned {jnp.result_type(losses)}{list(jnp.shape(losses))}; expected floating "
-                f"[{labelled.shape[0]}], one loss per generated instance."
-            )
+        _check_losses(losses, labelled.shape[0])
         generated = masked_mean(losses, pairs.mask)
         known = weighted_loss(out.values, known_weights(context, out), masks=out.masks)
         loss = generation.JointLoss(known + auxiliary_weight * generated, generated, out)
@@ -170,30 +166,15 @@ def dtg_auxl(
         return BilevelProblem(**lower, outer=outer)
 
     def init(context, state, batch, key):
-        if context.model.feature_loss is None:
-            raise ValueError(
-                "dtg_auxl generates features and labels, and the model has no loss of them. Give "
-                "TaskModel(feature_loss=), a function (params, features, labels) -> [n]: the loss of an auxiliary head "
-                "on given features."
-            )
+        _check_model(context.model)
         out = evaluation.loss_shapes(context, state, batch, key)
-        names = evaluation.auxiliary_tasks(out, context.model.primary)
-        if partner not in (None, *names):
-            raise ValueError(
-                f"dtg_auxl(partner={partner!r}): the model's auxiliary tasks are {names}. Name one, or None for pairs "
-                "of primary instances."
-            )
+        _check_partner(partner, evaluation.auxiliary_tasks(out, context.model.primary))
         pairs = jax.eval_shape(partial(pairs_in, context), out, batch, key)
         meta = generator.init(key, pairs.primary.shape[1], pairs.labels.shape[1], pairs.primary.dtype)
         if not (isinstance(meta, Mapping) and set(meta) == {"features", "targets"}):
             raise ValueError("dtg_auxl(generator=): init must return a dict with the keys 'features' and 'targets'.")
-        wanted = pairs.primary.shape
-        found = jax.eval_shape(features_of, meta, pairs).shape
-        if found != wanted:
-            raise ValueError(f"dtg_auxl(generator=) made features of shape {found}; expected {wanted}.")
-        found = jax.eval_shape(targets_of, meta, pairs).shape
-        if len(found) != 2 or found[0] != wanted[0]:
-            raise ValueError(f"dtg_auxl(generator=) made targets of shape {found}; expected [{wanted[0]}, k].")
+        made, labelled = jax.eval_shape(features_of, meta, pairs), jax.eval_shape(targets_of, meta, pairs)
+        _check_made(made.shape, labelled.shape, pairs.primary.shape)
         problem = problem_of(context, state.model_state, key)
         lower = cast(Callable, problem.inner or problem.update_field)
         jax.eval_shape(lower, state.params, meta, batch)  # what feature_loss returns
@@ -244,6 +225,38 @@ class _Joint(NamedTuple):
     pairs: Pairs
     features: jax.Array  # x~ / s
     targets: jax.Array
+
+
+def _check_model(model) -> None:
+    if model.feature_loss is None:
+        raise ValueError(
+            "dtg_auxl generates features and labels, and the model has no loss of them. Give TaskModel(feature_loss=), "
+            "a function (params, features, labels) -> [n]: the loss of an auxiliary head on given features."
+        )
+
+
+def _check_partner(partner, names) -> None:
+    if partner not in (None, *names):
+        raise ValueError(
+            f"dtg_auxl(partner={partner!r}): the model's auxiliary tasks are {names}. Name one, or None for pairs of "
+            "primary instances."
+        )
+
+
+def _check_made(features, targets, wanted) -> None:
+    """The shapes of what a generator makes against those of the primary features."""
+    if features != wanted:
+        raise ValueError(f"dtg_auxl(generator=) made features of shape {features}; expected {wanted}.")
+    if len(targets) != 2 or targets[0] != wanted[0]:
+        raise ValueError(f"dtg_auxl(generator=) made targets of shape {targets}; expected [{wanted[0]}, k].")
+
+
+def _check_losses(losses, count: int) -> None:
+    if jnp.shape(losses) != (count,) or not jnp.issubdtype(jnp.result_type(losses), jnp.floating):
+        raise ValueError(
+            f"feature_loss returned {jnp.result_type(losses)}{list(jnp.shape(losses))}; expected floating [{count}], "
+            "one loss per generated instance."
+        )
 
 
 def _generator(given, num_generated, task, features, hidden) -> generators.JointGenerator:
