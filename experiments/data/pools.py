@@ -6,6 +6,7 @@ number). There may be several of each: labelled and unlabelled ones, one per dom
 """
 
 import zlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,9 +110,14 @@ class Shapes(NamedTuple):
         return sum(pool.num_examples for pool in self.pools if pool.purpose == "train")
 
 
+def length(arrays: Mapping[str, Any]) -> int:
+    """Number of examples of arrays with a common leading axis."""
+    return next(iter(arrays.values())).shape[0]
+
+
 def count(pool: Pool) -> int:
     """Number of examples of a pool."""
-    return next(iter(pool.arrays.values())).shape[0]
+    return length(pool.arrays)
 
 
 def is_visible(column: Column) -> bool:

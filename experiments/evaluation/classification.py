@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.data.pools import length, rows
 from experiments.evaluation.evaluators import Evaluator, known
 from experiments.evaluation.predictions import predict
 from experiments.evaluation.statistics import auroc
@@ -25,7 +26,8 @@ def accuracy(scores_of, *, chunk: int = 1000) -> Evaluator:
         def apply(images):
             return classes(trained.params, trained.model_state, images)
 
-        return {"accuracy": float(np.mean(predict(apply, arrays["image"], chunk=chunk) == arrays["label"]))}
+        labels = rows(arrays["label"], 0, length(arrays))
+        return {"accuracy": float(np.mean(predict(apply, arrays["image"], chunk=chunk) == labels))}
 
     return Evaluator(judge, known("accuracy"))
 
@@ -40,7 +42,7 @@ def binary(logits_of) -> Evaluator:
 
     def judge(trained, arrays) -> dict[str, float]:
         logits = predict(lambda features: compiled(trained.params, features), arrays["features"], chunk=10_000)
-        positive = np.asarray(arrays["label"]) == 1
+        positive = rows(arrays["label"], 0, length(arrays)) == 1
         return {"accuracy": float(np.mean((logits > 0) == positive)), "auroc": auroc(logits, positive)}
 
     return Evaluator(judge, known("accuracy", "auroc"))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from experiments.data.pools import length
+
 # Streams of the key of a run, apart from the numbers of its steps, which are below 2^31.
 _EPOCHS, _POOLS = 0xE90C0000, 0xD7A30000
 
@@ -13,11 +15,6 @@ _EPOCHS, _POOLS = 0xE90C0000, 0xD7A30000
 def take(arrays, indices):
     """The examples at `indices`, every array of a pool; `index` says where in the pool they stand."""
     return {**{name: array[indices] for name, array in arrays.items()}, "index": indices}
-
-
-def count(arrays) -> int:
-    """Number of examples of a pool."""
-    return next(iter(arrays.values())).shape[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Draw:
     def __call__(self, arrays, key, *, step=None, run_key=None):
         """A batch from arrays that lie on the device; `step` and `run_key` are those of the run."""
         key_indices, key_augment = jax.random.split(key)
-        total = count(arrays)
+        total = length(arrays)
         size = min(self.batch_size, total)
         if self.epochs:
             batches = total // size

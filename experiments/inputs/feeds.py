@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.data.pools import at_rows
-from experiments.inputs.batches import Draw, count
+from experiments.data.pools import at_rows, length
+from experiments.inputs.batches import Draw
 
 _INNER, _OUTER = 0, 1
 _KEYS = 0xFEED0000
@@ -73,7 +73,7 @@ def _streams(arrays, draws, times: int, seed: int, which: int, mesh):
 
 def _stream(arrays, draw, times: int, seed: int, which: int, mesh, call: int):
     """Batches `[times, n, ...]`, or `[n, ...]` for one at a time, from the given call on."""
-    size = min(draw.batch_size, count(arrays))
+    size = min(draw.batch_size, length(arrays))
     if mesh is not None and size % mesh.size:
         raise ValueError(
             f"A batch of {size} examples: {mesh.size} devices cannot share it evenly. Use a multiple of {mesh.size}."
@@ -120,7 +120,7 @@ def reader(arrays, batch_size: int, times: int, seed: int, process: int = 0, pro
         import grain
     except ImportError as error:
         raise ImportError("input=stream reads with Grain: pip install grain, or leave input=device.") from error
-    total = count(arrays)
+    total = length(arrays)
     size = min(batch_size, total)
     if size % processes:
         raise ValueError(f"A batch of {size} examples: {processes} processes cannot share it evenly.")

@@ -15,7 +15,7 @@ SHORT = {"steps": 8, "inner_steps": 2, "log_every": 4, "checkpoint_every": 4, "h
 SHORT |= {"batch_size": 24, "outer_batch_size": 12}
 YEAST = {"labelled": 0.3, "dev_size": 20, "validation_size": 30}
 # All of them take minutes, nearly all of it compilation: these need options from the config, or have unusual states.
-QUICK = {"yeast": {"uncertainty"}, "digits_noise": set()}
+QUICK = {"yeast": {"uncertainty"}, "digits_noise": {}}
 # They need a network of their own, and a model with a head for what it generates: see test_label_generation.
 GENERATING = {name for name in methods.names() if methods.info(name).family == "generated tasks"}
 CASES = [

@@ -126,6 +126,16 @@ def test_killed_between_the_last_checkpoint_and_the_result(half_done, tmp_path):
     assert_same_run(whole, run)
 
 
+@pytest.mark.parametrize("there", [None, 1, 99])
+def test_a_run_of_another_format_is_refused_and_stays(copied, capsys, there):
+    command, _, run = copied
+    about = json.loads((run / "run.json").read_text())
+    del about["format"]
+    (run / "run.json").write_text(json.dumps(about if there is None else about | {"format": there}))
+    assert f"in another format: expected 2, got {there or 1}." in refused(capsys, "run", *command, "--out", run)
+    assert checkpoints(run) == [40]
+
+
 def warned(capsys, *command) -> str:
     """Goes on with a run, which must warn in one line and end well; returns that line."""
     capsys.readouterr()

@@ -5,6 +5,7 @@ import pytest
 
 from experiments.data import pools
 from experiments.data.pools import Column, Data, Pool
+from tests.helpers.lazy_arrays import Lazy
 
 COLUMNS = {
     "views": Column("input", "real"),
@@ -13,16 +14,8 @@ COLUMNS = {
 }
 
 
-class Decoder:
-    """Rows made when they are asked for, by a list of integers only."""
-
-    def __init__(self, start, stop):
-        self.rows = np.arange(start, stop, dtype=np.float32)[:, None] * np.ones(3, np.float32)
-        self.shape, self.dtype = self.rows.shape, self.rows.dtype
-
-    def __getitem__(self, rows):
-        assert isinstance(rows, list)
-        return self.rows[rows]
+def decoded(start, stop):
+    return Lazy(np.arange(start, stop, dtype=np.float32)[:, None] * np.ones(3, np.float32))
 
 
 def pool(purpose, start, count=3):
@@ -76,7 +69,7 @@ def test_with_dev_appends_dev_to_the_train_pool_it_joins():
 def test_lazy_arrays_have_the_checksum_of_their_numbers_and_are_merged_unread():
     data = small()
     lazy = {
-        name: p._replace(arrays=p.arrays | {"views": Decoder(3 * k, 3 * k + 3)})
+        name: p._replace(arrays=p.arrays | {"views": decoded(3 * k, 3 * k + 3)})
         for k, (name, p) in enumerate(data.pools.items())
     }
     read = {name: p._replace(arrays=p.arrays | {"views": p.arrays["views"].rows}) for name, p in lazy.items()}

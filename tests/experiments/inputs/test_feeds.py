@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from experiments.configs import digits_noise
+from experiments.evaluation.predictions import predict
 from experiments.inputs import feeds
 from experiments.inputs.batches import Draw
+from experiments.training import single
 from tests.helpers.commands import assert_same_run, call, copy_interrupted, finish, free_port, read, start, tiny
+from tests.helpers.lazy_arrays import Lazy
 from tests.helpers.shapes import shapes_of
 
 pytestmark = pytest.mark.usefixtures("single_precision")
@@ -41,6 +44,14 @@ def test_processes_read_parts_of_the_batches_of_one():
     for one, *two in zip(whole, *parts, strict=True):
         assert one["index"].shape == (3, 8)
         np.testing.assert_array_equal(one["index"], np.concatenate([part["index"] for part in two], axis=1))
+
+
+def test_lazy_arrays_are_read_as_others():
+    lazy = {name: Lazy(array) for name, array in split().items()}
+    found = list(itertools.islice(feeds.reader(lazy, batch_size=5, times=2, seed=3), 3))
+    jax.tree.map(np.testing.assert_array_equal, found, read_items(3, batch_size=5, times=2, seed=3))
+    np.testing.assert_array_equal(single.on_device(lazy)["x"], split()["x"])
+    np.testing.assert_array_equal(predict(lambda x: 2 * x, lazy["x"], chunk=7), 2 * split()["x"])
 
 
 def test_a_batch_never_has_more_than_all_examples():
