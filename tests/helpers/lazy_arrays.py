@@ -7,9 +7,9 @@ class Lazy:
     """An array that is read by a list of integers only, as a decoder of files would be."""
 
     def __init__(self, array):
-        self._array = np.asarray(array)
-        self.shape, self.dtype = self._array.shape, self._array.dtype
+        self.rows = np.asarray(array)
+        self.shape, self.dtype = self.rows.shape, self.rows.dtype
 
-    def __getitem__(self, rows):
-        assert isinstance(rows, list)
-        return self._array[rows]
+    def __getitem__(self, places):
+        assert isinstance(places, list)
+        return self.rows[places]
