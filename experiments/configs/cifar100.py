@@ -55,7 +55,7 @@ class Settings(image_classification.LargeModelSettings):
 
 
 def load(settings, seed, data_dir):
-    """The splits, from disk."""
+    """The data, from disk."""
     return cifar100.load(
         seed,
         data_dir=data_dir,

@@ -36,7 +36,7 @@ class Settings(image_classification.ConvNetSettings):
 
 
 def load(settings, seed, data_dir):
-    """The splits, from disk."""
+    """The data, from disk."""
     return cifar10.load(
         seed,
         data_dir=data_dir,

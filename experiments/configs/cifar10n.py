@@ -39,7 +39,7 @@ class Settings(image_classification.ConvNetSettings):
 
 
 def load(settings, seed, data_dir):
-    """The splits, from disk: images and human annotations."""
+    """The data, from disk: images and human annotations."""
     return cifar10n.load(
         seed,
         data_dir=data_dir,

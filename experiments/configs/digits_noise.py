@@ -35,7 +35,7 @@ class Settings(RunSettings):
 
 
 def load(settings, seed, data_dir):
-    """The splits; the digits come with scikit-learn, `data_dir` is not used."""
+    """The data; the digits come with scikit-learn, `data_dir` is not used."""
     if data_dir is not None:
         raise ValueError(f"--data-dir {data_dir}: the digits are bundled with scikit-learn; leave --data-dir out.")
     return digits.load(seed, noise=settings.noise, dev_size=settings.dev_size)

@@ -45,7 +45,7 @@ class Settings(RunSettings):
 
 
 def load(settings, seed, data_dir):
-    """The splits, from disk."""
+    """The data, from disk."""
     return data.load(
         seed,
         data_dir=data_dir,
