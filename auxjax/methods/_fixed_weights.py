@@ -1,42 +1,111 @@
-"""Fixed weights by hand: what a sweep over the weights trains, and the control that learned weights must beat.
+"""Fixed weights: given by hand, or learned in an earlier run.
 
-min_theta  sum_k w_k L_k
+min_theta  sum_k mean_i w_ik l_ik
+
+What a sweep over the weights trains, the control that learned weights must beat, and the refit: a run from scratch with
+the weights that another one has learned.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from auxjax._internal import checks
+from auxjax._internal.precision import accumulation_dtype
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import descent, evaluation
 
 
 @register("fixed weights")
-def fixed_weights(*, weights: Mapping[str, float]) -> Method:
+def fixed_weights(*, weights: Mapping[str, Any], ids: Callable | None = None) -> Method:
     """Trains on a weighted sum of losses with weights that are given.
 
     Args:
-      weights: `{task: weight}`. Auxiliary tasks that are left out have weight 0, the primary task has weight 1.
+      weights: `{task: weight}`: a number; a schedule `step -> number`, as optax has them; or one weight per example,
+        `[N]`, for which `ids` says where the examples of a batch stand. Auxiliary tasks that are left out have weight
+        0, the primary task has weight 1.
+      ids: `batch -> int [n_task]`, or `{task: int [n_task]}`, for tasks with one weight per example. An id outside of
+        the table reads NaN, which shows in every metric.
 
     Returns:
-      A `Method` without an outer level. Cost: one gradient of the joint loss.
+      A `Method` without an outer level. Its state is `{task: array}`, the numbers and tables, so that one compiled step
+      serves all values: `state._replace(method=other)`. Cost: one gradient of the joint loss.
 
     Raises:
-      TypeError: `weights` is not a mapping.
-      ValueError: a weight that is not finite; a name that is not a task (when the state is made).
+      TypeError: `weights` is not a mapping, `ids` not a function.
+      ValueError: a weight that is not finite; tables without `ids`; a name that is not a task, or ids that do not fit
+        the losses (when the state is made).
     """
     if not isinstance(weights, Mapping):
         raise TypeError(f"fixed_weights(weights=): expected {{task: weight}}, got {type(weights).__name__}.")
-    numbers: dict[str, Any] = {f"weights[{task!r}]": weight for task, weight in weights.items()}
-    checks.number("fixed_weights", **numbers)
-    chosen = {task: weight if checks.is_traced(weight) else float(weight) for task, weight in weights.items()}
+    schedules = {task: weight for task, weight in weights.items() if callable(weight)}
+    tables = {task for task, weight in weights.items() if not callable(weight) and np.ndim(weight)}
+    for task, weight in weights.items():
+        if task in tables:
+            _check_table(task, weight)
+        elif task not in schedules:
+            checks.number("fixed_weights", **{f"weights[{task!r}]": weight})
+    if ids is not None:
+        checks.function("fixed_weights", "a function from a batch to the ids of its examples", ids=ids)
+    elif tables:
+        raise ValueError(
+            f"fixed_weights(weights[{min(tables)!r}]=) has one weight per example; expected ids=, a function from a "
+            "batch to the places of its examples in that table."
+        )
 
     def init(context, state, batch, key):
-        evaluation.check_names("fixed_weights(weights=)", chosen, evaluation.loss_shapes(context, state, batch, key))
-        return ()
+        out = evaluation.loss_shapes(context, state, batch, key)
+        evaluation.check_names("fixed_weights(weights=)", weights, out)
+        for task, at in ids_of(batch).items():
+            wanted = out.values[task].shape
+            if jnp.shape(at) != wanted or not jnp.issubdtype(jnp.result_type(at), jnp.integer):
+                raise ValueError(
+                    f"fixed_weights(ids=) gives task {task!r} {jnp.result_type(at)}{list(jnp.shape(at))}; expected "
+                    f"int{list(wanted)}, the place of every example of the batch in the table of weights."
+                )
+        return {
+            task: jnp.asarray(weight, accumulation_dtype(out.values[task]))
+            for task, weight in weights.items()
+            if task not in schedules
+        }
 
-    def weights_of(context, state, out):
-        return {context.model.primary: 1.0, **chosen}
+    def ids_of(batch) -> dict[str, Any]:
+        if not tables:
+            return {}
+        assert ids is not None  # checked above
+        found = ids(batch)
+        if isinstance(found, Mapping) and tables - set(found):
+            raise ValueError(f"fixed_weights(ids=) gives no ids for task {min(tables - set(found))!r}.")
+        return {task: found[task] if isinstance(found, Mapping) else found for task in tables}
 
-    return Method(init=init, inner=descent.weighted_by(weights_of), weights=evaluation.reported(weights_of))
+    def chosen(context, state, batch):
+        given = {task: schedule(state.step) for task, schedule in schedules.items()}
+        at = ids_of(batch)
+        for task, weight in state.method.items():
+            if task in tables:
+                # Beyond the table, not at its end: a negative id is not an example, either.
+                place = jnp.where(jnp.asarray(at[task]) < 0, weight.shape[0], at[task])
+                weight = weight.at[place].get(mode="fill", fill_value=jnp.nan)
+            given[task] = weight
+        return {context.model.primary: 1.0, **given}
+
+    def inner(context, state, batch, key):
+        found = chosen(context, state, batch)
+        return descent.weighted_update(context, state, batch, key, lambda out: found)
+
+    def weights_in(context, state, batch, key):
+        out = evaluation.loss_shapes(context, state, batch, key)
+        return evaluation.constant_weights(chosen(context, state, batch), out)
+
+    return Method(init=init, inner=inner, weights=weights_in)
+
+
+def _check_table(task: str, weight) -> None:
+    if np.ndim(weight) != 1 or not (checks.is_traced(weight) or np.isfinite(np.asarray(weight)).all()):
+        raise ValueError(
+            f"fixed_weights(weights[{task!r}]=): expected a finite number, a schedule or finite weights [N], got an "
+            f"array of shape {list(np.shape(weight))}."
+        )

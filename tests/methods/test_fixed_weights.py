@@ -42,3 +42,48 @@ def test_zero_weights_are_single_task_training():
 def test_mistakes_are_named(error, weights, piece):
     with pytest.raises(error, match=piece):
         state_of(linear_model(), LinearTasks.make(0), method=auxjax.methods.get("fixed_weights", weights=weights))
+
+
+def _trained(weights, ids=None, at=None):
+    """Params after one update on `LinearTasks`, whose batch then says where its examples stand."""
+    problem = LinearTasks.make(0, num_tasks=3)
+    method = auxjax.methods.get("fixed_weights", weights=weights, ids=ids)
+    context, state = state_of(linear_model(), problem, method=method)
+    return method.inner(context, state._replace(step=np.int32(3)), problem.batch, KEY)[0].params["w"]
+
+
+def test_schedules_and_tables_are_numbers_where_they_agree():
+    count = LinearTasks.make(0, num_tasks=3).batch["y"]["primary"].shape[0]
+    places = np.arange(count)[::-1].copy()
+    by_number = _trained({"aux1": 0.6})
+    np.testing.assert_allclose(_trained({"aux1": lambda step: 0.2 * step}), by_number, rtol=1e-12)
+    np.testing.assert_allclose(_trained({"aux1": np.full(count, 0.6)}, lambda batch: places), by_number, rtol=1e-12)
+
+
+def test_a_table_weighs_each_example():
+    problem = LinearTasks.make(0, num_tasks=3)
+    count = problem.batch["y"]["primary"].shape[0]
+    table = np.linspace(0.0, 2.0, count)
+    places = np.arange(count)[::-1].copy()
+    method = auxjax.methods.get("fixed_weights", weights={"primary": table}, ids=lambda batch: {"primary": places})
+    context, state = state_of(linear_model(), problem, method=method)
+    found = method.weights(context, state, problem.batch, KEY)
+    np.testing.assert_array_equal(found["primary"], table[::-1])
+    other = state._replace(method={"primary": 0 * state.method["primary"] + 1})
+    plain = method.inner(context, other, problem.batch, KEY)[0].params["w"]
+    np.testing.assert_allclose(plain, _trained({}), rtol=1e-12)
+
+
+def test_tables_without_ids_are_refused():
+    with pytest.raises(ValueError, match="expected ids="):
+        auxjax.methods.get("fixed_weights", weights={"aux0": np.ones(3)})
+    with pytest.raises(ValueError, match=r"got an array of shape \[2, 2\]"):
+        auxjax.methods.get("fixed_weights", weights={"aux0": np.ones((2, 2))}, ids=lambda batch: 0)
+    with pytest.raises(ValueError, match="gives task 'aux0' int32"):
+        state_of(
+            linear_model(),
+            LinearTasks.make(0),
+            method=auxjax.methods.get(
+                "fixed_weights", weights={"aux0": np.ones(3)}, ids=lambda batch: np.zeros(1, np.int32)
+            ),
+        )
