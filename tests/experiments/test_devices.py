@@ -38,34 +38,36 @@ def assert_close_run(one, other):
         np.testing.assert_allclose(a["weight/class"], b["weight/class"], rtol=1e-3)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The run on one device and on four."""
+@pytest.fixture(scope="module", params=["equal", pytest.param("jtds", marks=pytest.mark.slow)])
+def whole(request, tmp_path_factory):
+    """The command of a run, and its folders: on one device and on four."""
     import jax
 
+    command = ["digits_noise", "--method", request.param, *tiny(steps=60)]
     folder = tmp_path_factory.mktemp("devices")
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        assert call("run", *RUN, "--out", folder / "one") == 0
-        assert call("run", *RUN, "--devices", 4, "--out", folder / "four") == 0
-    return folder / "one", folder / "four"
+        assert call("run", *command, "--out", folder / "one") == 0
+        assert call("run", *command, "--devices", 4, "--out", folder / "four") == 0
+    return command, folder / "one", folder / "four"
 
 
 def test_four_devices_give_the_run_of_one(whole):
-    assert_close_run(*whole)
+    _, one, four = whole
+    assert_close_run(one, four)
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_begun_on_four_devices_goes_on_with_fewer(whole, tmp_path, devices):
-    one, four = whole
+    command, one, four = whole
     copy_interrupted(four, tmp_path / "half")
-    assert call("run", *RUN, "--devices", devices, "--out", tmp_path / "half") == 0
+    assert call("run", *command, "--devices", devices, "--out", tmp_path / "half") == 0
     assert_close_run(one, tmp_path / "half")
 
 
 def test_a_run_begun_on_one_device_goes_on_with_four(whole, tmp_path):
-    one, _ = whole
+    command, one, _ = whole
     copy_interrupted(one, tmp_path / "half")
-    assert call("run", *RUN, "--devices", 4, "--out", tmp_path / "half") == 0
+    assert call("run", *command, "--devices", 4, "--out", tmp_path / "half") == 0
     assert_close_run(one, tmp_path / "half")
 
 
@@ -147,13 +149,15 @@ def test_two_processes_resume_to_the_bit(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("whole", ["jtds"], indirect=True)
 def test_both_processes_end_where_the_first_cannot_begin(whole, tmp_path):
+    command, one, _ = whole
     out = tmp_path / "run"
-    shutil.copytree(whole[0], out)
+    shutil.copytree(one, out)
     (out / "result.json").unlink()
     description = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps({**description, "data_crc32": 1}))
-    first, second = start_both(*RUN, "--out", out)
+    first, second = start_both(*command, "--out", out)
     messages = [process.communicate(timeout=120)[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (2, 2)
     assert "data_crc32 is 1 there" in messages[0]

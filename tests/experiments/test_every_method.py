@@ -55,6 +55,7 @@ def test_a_short_run_and_its_resumption(tmp_path, yeast, config, method):
     assert_same_run(whole, half)
 
 
+@pytest.mark.slow
 def test_yeast_is_judged_by_its_auroc(tmp_path, yeast, capsys):
     out = tmp_path / "out"
     command = ["yeast", "--methods", "stl,equal:auxiliary_weight=0.3", "--seeds", "0,1", *arguments("yeast", yeast)]

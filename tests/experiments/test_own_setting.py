@@ -73,6 +73,7 @@ def test_weights_are_those_of_the_labelled_pool(compared):
     assert "weight/lipids" not in weights
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_bit(setting, compared, tmp_path):
     copy_interrupted(compared / "jtds/seed_0", tmp_path / "half")
     assert call("run", setting, *SHORT, "--method", "jtds", "--out", tmp_path / "half") == 0

@@ -43,6 +43,7 @@ def assert_close(one, other):
         assert abs(one[name] - other[name]) <= tolerance, name
 
 
+@pytest.mark.slow
 def test_a_run_of_the_sweep_is_that_of_experiments_run(whole, tmp_path):
     assert call("run", *LEARNED, "--set", "weight_learning_rate=0.5", "--seed", 3, "--out", tmp_path / "run") == 0
     found = results(whole)[0.5, 3]

@@ -23,7 +23,7 @@ def _check_gaussian(samples, mean, covariance):
     assert np.all(np.abs(np.cov(samples.T) - covariance) < 4 * spread)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.25])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.25])
 @pytest.mark.parametrize("route", ["step", "optax"])
 def test_stationary_law_of_a_quadratic(route, temperature):
     hessian = jnp.array([[2.0, 0.6], [0.6, 1.0]])

@@ -148,6 +148,7 @@ def test_the_surrogate_has_the_gradient_of_the_expected_reward(value):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_leave_one_out_is_unbiased():
     """Exactly, over all 64 pairs of rollouts, equal ones among them."""
     pairs = jnp.array(list(itertools.product(range(8), repeat=2))).T  # [2, 64]

@@ -95,6 +95,7 @@ def test_jit_and_vmap_agree_with_plain_calls():
     chex.assert_trees_all_close(mapped, loop, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_vmap_over_params():
     batch = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), PARAMS)
     mapped = jax.vmap(lambda p: score_matching_gradient(losses, p, WEIGHTS))(batch)

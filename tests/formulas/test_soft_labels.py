@@ -87,6 +87,7 @@ def test_the_gradient_of_the_negative_entropy():
     np.testing.assert_allclose(jax.grad(negative_entropy)(usage), np.log(usage) + 1, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_replicas_have_the_gradient_of_the_whole_batch():
     logits = logits_of()
 

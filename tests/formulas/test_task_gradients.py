@@ -62,7 +62,10 @@ def test_gram_matrix_and_norms_in_chunks(trunk, chunk):
     np.testing.assert_allclose(squared_norms(tasks, chunk=chunk), np.sum(rows**2, axis=1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("module_of", [lambda path: path, lambda path: path.split("/")[0], lambda path: "all"])
+@pytest.mark.parametrize(
+    "module_of",
+    [lambda path: path, pytest.param(lambda path: path.split("/")[0], marks=pytest.mark.slow), lambda path: "all"],
+)
 def test_per_module(trunk, module_of):
     modules = modules_by_path(PARAMS, module_of, trunk=trunk)
     tasks = task_gradients(losses, PARAMS, trunk=trunk)
@@ -91,6 +94,7 @@ def test_modules_are_named_in_the_order_of_their_leaves():
     assert modules_by_path(PARAMS, lambda path: path, trunk=TRUNK).names == ("trunk/b", "trunk/w")
 
 
+@pytest.mark.slow
 def test_mean_over_replicas_is_that_of_the_whole_batch():
     def part(params, rows):
         hidden = jnp.tanh(INPUTS[rows] @ params["trunk"]["w"] + params["trunk"]["b"][None, :])

@@ -33,7 +33,16 @@ OPTIONS = {
 }
 # They stand for all where a test compiles much: no outer level, a closed form, an implicit one, a table, a generator.
 SOME = ("equal", "arml", "jtds", "n_jtds", "wamal")
-EVERY = [pytest.param(name, marks=[pytest.mark.slow] * (name not in SOME)) for name in auxjax.methods.names()]
+
+
+def every(quick):
+    """The names of all methods, these in the quick tests."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in auxjax.methods.names()]
+
+
+EVERY = every(SOME)
+# Where a test compiles the same step several times.
+EVERY_COSTLY = every(SOME[:3])
 # A few with options of a user.
 FEW = {
     "stl": {},

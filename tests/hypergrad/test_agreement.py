@@ -101,7 +101,9 @@ def pairs(fitting):
     return found
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(
+    "problem", [pytest.param(name, marks=[pytest.mark.slow] * (name == "scaled modules")) for name in PROBLEMS]
+)
 def test_closed_form_dense_solve_and_differences_of_the_re_solved_problem(problem):
     solved = problem_of(problem)
     grad, info = run(implicit(dense(rtol=1e-10)), solved)

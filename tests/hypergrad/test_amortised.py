@@ -41,13 +41,16 @@ def path(solved, steps=5):
     "amortised",
     [
         warm_started(implicit(cg(max_steps=30, rtol=1e-11, unroll=False))),
-        amortise(cg(max_steps=30, rtol=1e-11, unroll=False)),
+        pytest.param(amortise(cg(max_steps=30, rtol=1e-11, unroll=False)), marks=pytest.mark.slow),
         amortise(
             lambda sketch: cg(max_steps=30, rtol=1e-11, preconditioner=sketch, unroll=False),
             prepare=nystrom_preparation(4, damping=0.0),
             every=3,
         ),
-        amortise(lambda estimate: neumann(400, step_size=1 / estimate.bound), prepare=power_iteration()),
+        pytest.param(
+            amortise(lambda estimate: neumann(400, step_size=1 / estimate.bound), prepare=power_iteration()),
+            marks=pytest.mark.slow,
+        ),
         amortise(cg(max_steps=30, rtol=1e-11, unroll=False), warm_start="project"),
     ],
     ids=["warm_started", "cg", "nystrom", "neumann", "projected"],
@@ -62,6 +65,7 @@ def test_converged_solvers_give_the_hypergradient_of_every_point(amortised):
     assert np.all(info.relative_residual < 1e-9)
 
 
+@pytest.mark.slow
 def test_warm_starts_save_products():
     """And extrapolated ones, on a smooth path, more of them."""
     solved = ridge()
@@ -74,7 +78,7 @@ def test_warm_starts_save_products():
     assert spent[2] < spent[1] < spent[0]
 
 
-@pytest.mark.parametrize("damping", [0.0, 0.01])
+@pytest.mark.parametrize("damping", [pytest.param(0.0, marks=pytest.mark.slow), 0.01])
 @pytest.mark.usefixtures("single_precision")
 def test_projected_starts_save_more_products_than_they_cost_where_solves_are_long(damping):
     """In float32, along a path that bends: 40 params with curvatures from 1e-3 to 1."""
@@ -254,6 +258,7 @@ def test_states_pass_checkpoints(tmp_path, warm_start):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_where_no_curvature_is_met_nothing_raises_with_and_without_jit():
     problem = BilevelProblem(inner=lambda w, m, b: jnp.sum((w - m) ** 2), outer=lambda w, m, b: jnp.sum((w - 1.0) ** 2))
     carried = amortise(lambda estimate: neumann(3, step_size=1 / estimate.bound), prepare=power_iteration())

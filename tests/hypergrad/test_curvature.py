@@ -95,6 +95,7 @@ def test_fisher_is_the_weighted_sum_of_outer_products_of_gradients():
     np.testing.assert_allclose(matrix_of(fisher(each, weigh), point), expected, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_fisher_over_labels_from_the_model_is_gauss_newton():
     """Every label of every example, weighted by the probability that the model gives it."""
     point = network()

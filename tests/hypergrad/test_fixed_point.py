@@ -75,6 +75,7 @@ def test_neumann_series_of_step_one_is_the_derivative_of_the_last_updates(ordina
         np.testing.assert_allclose(grad, loop, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_adam_as_a_preconditioner_cancels_where_the_gradient_vanishes(ordinary_promotion):
     """And makes the series converge on a badly scaled problem, on which plain steps do not."""
     solved = ridge(scale=1.0)

@@ -34,6 +34,12 @@ def solved(request):
     return PROBLEMS[request.param]()
 
 
+def quick_for(*names):
+    """Every problem, the others in slow tests: `test_dense_is_the_closed_form` has them all at once."""
+    cases = [pytest.param(name, marks=[pytest.mark.slow] * (name not in names)) for name in PROBLEMS]
+    return pytest.mark.parametrize("solved", cases, indirect=True)
+
+
 def run(solver, solved, **options):
     """The estimator, compiled."""
 
@@ -53,6 +59,7 @@ def test_dense_is_the_closed_form(solved):
     assert info.inner_grad_norm < 1e-12
 
 
+@quick_for("ridge", "module-scaled field", "scheduler")
 def test_converged_iterations_are_the_closed_form(solved):
     symmetric = solved.problem.inner is not None
     for solver in [neumann(3000, rtol=1e-11)] + ([cg(max_steps=40, rtol=1e-12)] if symmetric else []):
@@ -82,6 +89,7 @@ def test_the_transposed_jacobian_is_used_for_update_fields():
     assert np.linalg.norm(grad - exact) < 1e-7 * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 def test_scheduled_losses_with_the_exact_jacobian_agree_with_finite_differences():
     """The weights depend on the params through stop-gradiented losses: the update is not a gradient field."""
     solved = weighted_least_squares(scheduler=True)
@@ -155,6 +163,7 @@ def test_neumann_stays_below_its_analytic_bound():
         assert np.linalg.norm(grad - solved.hypergradient) <= np.max(mixed) * bound
 
 
+@pytest.mark.slow
 def test_residual_is_the_one_computed_outside():
     diverging = 3 / np.linalg.eigvalsh(ridge().jacobian)[-1]
     solvers = [
@@ -196,6 +205,7 @@ def test_the_scale_of_the_losses_is_only_a_scale_in_single_precision(scale, sing
         assert info.relative_residual.dtype == jnp.float32
 
 
+@quick_for("ridge")
 def test_jit_changes_nothing(solved):
     for solver in (neumann(6), dense()):
         eager = estimate(implicit(solver), solved)
@@ -284,7 +294,9 @@ def test_negative_curvature_is_seen():
         assert info.min_curvature < 0
 
 
-@pytest.mark.parametrize("solver", [neumann(4, unroll=1), cg(max_steps=3, rtol=0.0)])
+@pytest.mark.parametrize(
+    "solver", [neumann(4, unroll=1), pytest.param(cg(max_steps=3, rtol=0.0), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("kind", ["inner", "update_field"])
 def test_replicas_with_a_reduction_solve_the_global_system(solver, kind):
     """Every replica sees a quarter of the batch; the mean over replicas is applied in every product."""

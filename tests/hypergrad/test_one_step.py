@@ -34,7 +34,9 @@ def moving_state(optimizer, params):
     return state
 
 
-@pytest.mark.parametrize("name", LOOK_AHEADS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "momentum")) for name in LOOK_AHEADS]
+)
 def test_is_the_derivative_of_the_outer_loss_after_a_real_step(name, ordinary_promotion):
     """The direct part at the new params included, and equal to one unrolled step in all but where J is measured."""
     kind, optimizer = LOOK_AHEADS[name]
@@ -112,6 +114,7 @@ def test_an_inner_loss_of_unit_curvature_is_solved():
     assert info.relative_residual < 1e-12
 
 
+@pytest.mark.slow
 def test_jit_changes_nothing_and_vmap_is_a_loop():
     points = [curved(seed=seed) for seed in range(3)]
     estimator = one_step(optax.sgd(0.4, momentum=0.5))
@@ -122,7 +125,7 @@ def test_jit_changes_nothing_and_vmap_is_a_loop():
     equal_trees(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("kind", ["inner", "update_field"])
+@pytest.mark.parametrize("kind", ["inner", pytest.param("update_field", marks=pytest.mark.slow)])
 def test_replicas_with_a_reduction_take_the_global_derivative(kind):
     solved = ridge(explicit=0.3) if kind == "inner" else curved(kind)
     point = solved._replace(params=split(np.linspace(-1.0, 1.0, 6)))
@@ -157,6 +160,7 @@ def test_single_precision(single_precision):
     assert np.all(np.isfinite(grad))
 
 
+@pytest.mark.slow
 def test_half_precision_params_get_single_precision_algebra():
     problem = BilevelProblem(
         inner=lambda p, m, b: jnp.mean((p.astype(jnp.float32) * m - 1.0) ** 2),

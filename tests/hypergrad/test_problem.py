@@ -85,6 +85,7 @@ def test_other_mistakes_are_named():
         implicit("cg")
 
 
+@pytest.mark.slow
 def test_leaves_of_params_that_are_not_floating_are_held_fixed():
     solved = ridge()
     params = {**solved.params, "steps": jnp.int32(7), "key": jax.random.key(0), "none": None}
@@ -122,8 +123,21 @@ def test_meta_that_no_loss_uses_has_zero_gradient():
     np.testing.assert_array_equal(grad["unused"], np.zeros((2, 2)))
 
 
-@pytest.mark.parametrize("estimator", [implicit(dense()), one_step(0.1), finite_difference(0.1), unrolled(3, 0.1)])
-@pytest.mark.parametrize("kind", ["inner", "update_field"])
+ESTIMATORS = [implicit(dense()), one_step(0.1), finite_difference(0.1), unrolled(3, 0.1)]
+# Every estimator with a loss and one of them with an update field at once.
+KINDS = [
+    pytest.param(
+        kind,
+        estimator,
+        marks=[pytest.mark.slow] * (kind == "update_field" and index != 1),
+        id=f"{kind}-estimator{index}",
+    )
+    for kind in ("inner", "update_field")
+    for index, estimator in enumerate(ESTIMATORS)
+]
+
+
+@pytest.mark.parametrize(("kind", "estimator"), KINDS)
 def test_masked_leaves_are_held_fixed_as_if_they_were_constants(estimator, kind):
     solved = ridge()
     if kind == "update_field" and estimator.__qualname__.startswith("finite_difference"):
@@ -162,7 +176,7 @@ def test_masks_that_choose_nothing_are_refused():
         estimate(implicit(dense()), solved._replace(problem=counted))
 
 
-@pytest.mark.parametrize("estimator", [implicit(dense()), one_step(0.1), finite_difference(0.1), unrolled(3, 0.1)])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_losses_with_auxiliary_outputs_are_taken_as_they_are(estimator):
     solved = ridge(explicit=0.3)
 

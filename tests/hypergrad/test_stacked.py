@@ -32,7 +32,11 @@ def hessians(solved, parts=PARTS):
 
 
 @pytest.mark.parametrize("kind", ["inner", "update_field"])
-@pytest.mark.parametrize("solver", [dense(), cg(max_steps=20, rtol=1e-12, unroll=False)], ids=["dense", "cg"])
+@pytest.mark.parametrize(
+    "solver",
+    [dense(), pytest.param(cg(max_steps=20, rtol=1e-12, unroll=False), marks=pytest.mark.slow)],
+    ids=["dense", "cg"],
+)
 def test_a_stack_is_its_mean(kind, solver):
     solved = ridge()
     lower = solved.problem.inner if kind == "inner" else jax.grad(solved.problem.inner)
@@ -52,7 +56,7 @@ def test_a_stack_is_its_mean(kind, solver):
 
 
 @pytest.mark.parametrize("start", [False, True])
-@pytest.mark.parametrize("damping", [0.0, 0.3])
+@pytest.mark.parametrize("damping", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_every_term_multiplies_with_its_own_mini_batch(start, damping):
     solved, step, terms = ridge(), 0.2, 6
     matrices, v = hessians(solved), solved.outer_gradient
@@ -99,7 +103,9 @@ def test_equal_mini_batches_are_the_plain_series_with_its_automatic_step():
     assert info.converged
 
 
-@pytest.mark.parametrize("step", [1e3, 1e20, None])
+@pytest.mark.parametrize(
+    "step", [pytest.param(1e3, marks=pytest.mark.slow), pytest.param(1e20, marks=pytest.mark.slow), None]
+)
 def test_answers_are_finite_whatever_the_step(step):
     for solved in (ridge(), ridge(scale=1e-30), ridge(scale=1e30)):
         grad, info = estimate(implicit(neumann(50, step, fresh_batches=True), batches="stacked"), stacked(solved))

@@ -72,7 +72,7 @@ def test_shift_and_clamp_may_exceed_the_total():
 
 
 @pytest.mark.parametrize("form", ["merged", "two_stage"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_harmful_task_of_the_two_parameter_regression_gets_no_weight(form, seed):
     problem = two_parameter_regression(seed, exact_optima=True)
     sampling = {"step_size": 0.05, "temperature": 1e-3} if form == "two_stage" else {}
@@ -85,7 +85,7 @@ def test_harmful_task_of_the_two_parameter_regression_gets_no_weight(form, seed)
     assert np.all(np.isfinite(metrics["score_divergence"]))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_with_noise_in_the_optima_weights_are_the_exact_quadratic_programs(seed):
     """The noisy primary task's own optimum is off by 0.16 or so; the exact weight of the harmful task is then not 0."""
     problem = two_parameter_regression(seed, exact_optima=False)

@@ -40,7 +40,7 @@ def test_the_gradient_is_that_of_the_look_ahead(form, masked):
     assert metrics["outer_loss"] > 0
 
 
-@pytest.mark.parametrize("form", ["finite_difference", "exact"])
+@pytest.mark.parametrize("form", [pytest.param("finite_difference", marks=pytest.mark.slow), "exact"])
 @pytest.mark.parametrize("size", [0.0, 1e-200])
 def test_params_without_a_gradient_do_no_harm_under_adam(form, size, ordinary_promotion):
     """Adam's root has no derivative there, nor where the gradient's square is 0 in floating point. The others' part is

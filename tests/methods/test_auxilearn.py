@@ -92,7 +92,7 @@ def test_deep_combinations_are_the_network(form, masked):
     np.testing.assert_allclose(w - np.asarray(new.params["w"]), slopes, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("form", ["monotone", "deep_linear"])
+@pytest.mark.parametrize("form", [pytest.param("monotone", marks=pytest.mark.slow), "deep_linear"])
 def test_deep_hypergradients_are_those_of_the_solved_lower_level(form):
     """At the minimum found by Newton's method on the combined loss."""
     problem, dev = LinearTasks.make(0, num_tasks=3, num_examples=12), LinearTasks.make(1, num_tasks=3)

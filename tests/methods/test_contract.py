@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import auxjax
-from tests.helpers.every_method import EVERY, NUM_EXAMPLES, OPTIONS, method_of, with_state
+from tests.helpers.every_method import EVERY, EVERY_COSTLY, NUM_EXAMPLES, OPTIONS, method_of, with_state
 from tests.helpers.training_problems import LinearTasks, linear_model, state_of
 
 KEY = jax.random.key(0)
@@ -165,7 +165,7 @@ def test_losses_below_zero_do_not_stop_it(name, ordinary_promotion):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state.params, metrics)))
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", EVERY_COSTLY)
 def test_runs_may_be_vectorised(name, ordinary_promotion):
     """`vmap` over runs is a loop over them."""
     problem, dev = problems()
@@ -179,6 +179,7 @@ def test_runs_may_be_vectorised(name, ordinary_promotion):
         chex.assert_trees_all_close(one.params, alone.params, rtol=1e-9)
 
 
+@pytest.mark.parametrize("name", EVERY)
 def test_one_auxiliary_task_is_enough(name, ordinary_promotion):
     problem, dev = LinearTasks.make(0, num_tasks=2), LinearTasks.make(1, num_tasks=2)
     options = {**OPTIONS.get(name, {}), **({"weights": {"aux0": 0.5}} if name == "fixed_weights" else {})}

@@ -219,6 +219,7 @@ def test_hypergradient_is_that_of_the_solved_lower_level(task, jacobian):
     check_slopes(found, lambda meta: outer(solve(meta, *held), meta, params), meta, 1e-5, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", pytest.param("regression", marks=pytest.mark.slow)])
 def test_explicit_part_is_the_regularisation_at_fixed_params(task):
     problem, dev = make(0), make(1)
@@ -237,7 +238,7 @@ def test_explicit_part_is_the_regularisation_at_fixed_params(task):
 
 
 @pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("task", ["classification", pytest.param("regression", marks=pytest.mark.slow)])
 def test_look_aheads_are_the_derivative_of_the_training_loop(task, steps):
     problem, dev = make(0), make(1)
     estimator = one_step(0.1) if steps == 1 else unrolled(steps, 0.1)
@@ -258,7 +259,7 @@ def test_look_aheads_are_the_derivative_of_the_training_loop(task, steps):
     check_slopes(found, lambda meta: outer(run(meta), meta, end), meta, 1e-5, 1e-6)
 
 
-@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("task", ["classification", pytest.param("regression", marks=pytest.mark.slow)])
 def test_the_inner_update_is_a_gradient_step_with_targets_held_fixed(task):
     problem = make(0)
     method = make_method(task=task, **WEIGHTS)
@@ -337,7 +338,7 @@ def hidden_nan(problem, value):
 
 
 @pytest.mark.parametrize("partner", [None, pytest.param("aux", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", ["some", "none"])
+@pytest.mark.parametrize("case", [pytest.param("some", marks=pytest.mark.slow), "none"])
 def test_unlabelled_examples_generate_nothing_and_may_be_nan(partner, case):
     """Whatever their features and labels are: training is the same to the last bit."""
     problem, dev = make(0, masked=True), make(1, masked=True)

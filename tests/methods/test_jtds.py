@@ -147,6 +147,7 @@ def test_hypergradient_is_that_of_the_re_solved_inner_problem(jacobian):
     np.testing.assert_allclose(found, (up - down) / (2 * step), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_two_jacobians_differ_only_by_how_weights_follow_the_params():
     problem, dev, schedule = LinearTasks.make(6, num_tasks=3), LinearTasks.make(7, num_tasks=3), mild_schedule()
     w = problem.params["w"]
@@ -198,6 +199,7 @@ def test_solvers_that_cannot_average_over_replicas_serve_where_there_are_none():
         np.testing.assert_allclose(one, two, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_an_estimator_with_state_lives_in_the_training_state():
     """Its gradients are those of the same solver called by hand, and its state resumes from step to step."""
     problem, dev = LinearTasks.make(0, num_tasks=2), LinearTasks.make(1, num_tasks=2)

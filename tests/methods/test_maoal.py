@@ -94,7 +94,7 @@ def test_heads_are_outside_of_the_modules():
 
 
 @pytest.mark.parametrize("constraint", ["relu", "softplus", "projection"])
-@pytest.mark.parametrize("solver", ["dense", "gmres"])
+@pytest.mark.parametrize("solver", ["dense", pytest.param("gmres", marks=pytest.mark.slow)])
 def test_the_hypergradient_is_that_of_the_solved_lower_level(constraint, solver):
     """With J^T: the field of two modules is not a gradient."""
     problem, dev, scale = split_problem(0), split_problem(1), 0.5

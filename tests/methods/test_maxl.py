@@ -106,10 +106,11 @@ CASES = {
     "three steps": {"look_ahead_steps": 3},
     "soft_label_loss": {"own_loss": True},
 }
+QUICK = [pytest.param(case, marks=[pytest.mark.slow] * (case in ("one step, masked", "three steps"))) for case in CASES]
 
 
 @pytest.mark.parametrize("name", ["maxl", pytest.param("wamal", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("case", QUICK)
 def test_the_gradient_is_that_of_the_look_ahead(name, case):
     """The entropy is part of it in every form; momentum, weight decay and the optimiser's state are the real ones."""
     options = dict(CASES[case])
@@ -145,7 +146,7 @@ def test_normalised_weights():
     np.testing.assert_allclose(jnp.mean(weights), WEIGHT, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["maxl", "wamal"])
+@pytest.mark.parametrize("name", ["maxl", pytest.param("wamal", marks=pytest.mark.slow)])
 def test_the_implicit_form_is_the_derivative_of_the_solved_problem(name):
     problem, dev = (generation_problem(seed) for seed in (0, 1))
     method = method_of(name, hypergradient=auxjax.implicit(auxjax.dense()))
@@ -212,6 +213,7 @@ def test_epochs_in_turn_are_as_many_inner_as_outer_updates(ordinary_promotion):
     chex.assert_trees_all_close(state.method.meta, by_hand.method.meta, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_entropy_weight_spreads_the_labels(ordinary_promotion):
     """With its weight at 0 the same training leaves the labels less evenly used."""
     usage = {}

@@ -230,7 +230,7 @@ def test_reuse_batch_judges_on_the_inner_batch():
     chex.assert_trees_all_equal(*found)
 
 
-@pytest.mark.parametrize("chunk", [None, 5])
+@pytest.mark.parametrize("chunk", [None, pytest.param(5, marks=pytest.mark.slow)])
 def test_rewards_of_single_examples_are_a_loop_over_them(chunk, monkeypatch):
     """Each has its own step, on a batch of itself. Rollout j gives all of them sub-class j; the policy is uniform, so
     that row i of its gradient is `(r_ij - mean_j r_ij) / psi n`."""
@@ -355,7 +355,7 @@ def test_where_rewards_tell_nothing_entropy_grows():
     np.testing.assert_allclose(metrics["policy_entropy"], (-p @ np.log(p) + np.log(2)) / 2, rtol=1e-12)
 
 
-@pytest.mark.parametrize("reward", ["batch", "example"])
+@pytest.mark.parametrize("reward", ["batch", pytest.param("example", marks=pytest.mark.slow)])
 def test_examples_without_a_primary_label_take_no_part(reward):
     """Whatever is hidden there, in losses, in the policy's outputs or as a class: nothing changes, to the last bit."""
     mask = [True, False, True, True]

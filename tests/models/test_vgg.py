@@ -80,6 +80,7 @@ def test_kernels_that_copy_by_hand():
     np.testing.assert_allclose(out.heads["a"], by_hand, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_batch_norm_updates_its_statistics_only_in_training():
     model, variables = make()
     still, state = model.apply(variables, X, mutable=["batch_stats"])
@@ -154,7 +155,7 @@ def test_max_pooling():
         assert np.isnan(layers.max_pool(jnp.zeros((1, 2, 2, 1)).at[0, row, column, 0].set(np.nan))).all()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)])
 def test_max_pooling_behind_normalisations_has_the_same_gradient_compiled(dtype):
     """The gradient of `jnp.max` does not: it compares what it kept with what the compiler computes anew."""
     x = jax.random.normal(jax.random.key(0), (12, 4), dtype)

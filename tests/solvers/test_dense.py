@@ -89,6 +89,7 @@ def test_zero_right_hand_side():
     assert info.converged
 
 
+@pytest.mark.slow
 def test_vmap_is_a_loop():
     systems = [make(spd().matrix + k * np.eye(8), seed=k) for k in range(3)]
     x, _ = jax.vmap(lambda matrix, b: dense()(lambda x: matrix @ x, b))(

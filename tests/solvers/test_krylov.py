@@ -36,7 +36,7 @@ def test_equals_dense_at_convergence(unroll):
     assert info.converged
 
 
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("unroll", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_with_damping_solves_the_damped_system(unroll):
     """Regression of a peer: a scale that reached one of two terms only."""
     system = spd()
@@ -48,7 +48,7 @@ def test_with_damping_solves_the_damped_system(unroll):
         np.testing.assert_allclose(info.relative_residual, system.residual(x), rtol=1e-10)
 
 
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("unroll", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_keeps_its_last_step_when_it_stops_by_tolerance(unroll):
     """Regression of a peer: the step that reached the tolerance was dropped."""
     system = spd()
@@ -60,7 +60,9 @@ def test_keeps_its_last_step_when_it_stops_by_tolerance(unroll):
         assert info.relative_residual <= rtol
 
 
-@pytest.mark.parametrize("curvature", [1e-18, 1e-8, 1e8])
+@pytest.mark.parametrize(
+    "curvature", [1e-18, pytest.param(1e-8, marks=pytest.mark.slow), pytest.param(1e8, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("unroll", [False, True])
 def test_flat_losses_in_single_precision_are_no_breakdown(unroll, curvature, single_precision):
     """Regression of a peer: p'Ap had to exceed a multiple of eps, which flat losses never do."""
@@ -76,7 +78,7 @@ def test_flat_losses_in_single_precision_are_no_breakdown(unroll, curvature, sin
     assert info.converged
 
 
-@pytest.mark.parametrize("precision", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("precision", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 @pytest.mark.parametrize("preconditioned", [False, True])
 def test_counts_the_products_it_made(precision, scale, preconditioned):
@@ -186,7 +188,9 @@ def test_derivative_is_that_of_the_linear_system(unroll):
         np.testing.assert_allclose(along, by_dense, rtol=1e-9)
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize(
+    "scale", [1e-12, pytest.param(1.0, marks=pytest.mark.slow), pytest.param(1e12, marks=pytest.mark.slow)]
+)
 def test_written_out_with_a_preconditioner_is_the_textbook(scale):
     system = symmetric(np.geomspace(0.2, 3, 12))
     inverse = np.diag(1 / np.diag(system.matrix))

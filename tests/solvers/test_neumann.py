@@ -173,7 +173,7 @@ def test_the_scale_of_the_problem_does_not_matter_in_single_precision(step, scal
     np.testing.assert_allclose(info.relative_residual, plain_info.relative_residual, rtol=1e-5)
 
 
-@pytest.mark.parametrize("step", [None, 0.2])
+@pytest.mark.parametrize("step", [None, pytest.param(0.2, marks=pytest.mark.slow)])
 def test_loops_and_straight_line_code_agree(step):
     system = spd()
     plain, _ = neumann(12, step, unroll=True)(system.matvec, system.b)
@@ -204,7 +204,9 @@ def test_derivative_is_that_of_the_series(step):
         np.testing.assert_allclose(grad, (total(1 + 1e-6) - total(1 - 1e-6)) / 2e-6, rtol=1e-7)
 
 
-@pytest.mark.parametrize("terms", [6, 7, 20])
+@pytest.mark.parametrize(
+    "terms", [6, pytest.param(7, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow)]
+)
 def test_automatic_step_with_products_rounded_to_half_precision_is_as_good_as_a_step_by_hand(terms):
     """A model that computes in bfloat16: what is combined from products loses digits, what is measured does not."""
     rng = np.random.default_rng(0)

@@ -67,7 +67,9 @@ def test_a_matrix_known_not_to_be_symmetric_is_refused_before_any_product(name):
         assert alternative in str(caught.value)
 
 
-@pytest.mark.parametrize("name", NEED_SYMMETRY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("minres", "nystrom"))) for name in NEED_SYMMETRY]
+)
 def test_plain_functions_and_matrices_that_are_or_may_be_symmetric_pass(name):
     system = spd()
     plain = jax.tree.leaves(NEED_SYMMETRY[name](system.matvec, system.b, key=KEY))
@@ -78,7 +80,9 @@ def test_plain_functions_and_matrices_that_are_or_may_be_symmetric_pass(name):
             np.testing.assert_array_equal(came, wanted)
 
 
-@pytest.mark.parametrize("name", TAKE_ANY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "gmres")) for name in TAKE_ANY]
+)
 def test_the_other_solvers_take_any_matrix(name):
     system = nonsymmetric()
     found = TAKE_ANY[name](Operator(system.matvec, symmetric=False), system.b, key=KEY)

@@ -45,6 +45,7 @@ def test_all_rotations():
     np.testing.assert_array_equal(rotated, rotate_batch(jnp.concatenate([IMAGES] * 4), turns))
 
 
+@pytest.mark.slow
 def test_vmap_is_a_loop():
     keys = jax.random.split(jax.random.key(2), 3)
     mapped, turns = jax.vmap(lambda key: rotation_batch(key, IMAGES))(keys)

@@ -20,7 +20,7 @@ def steps(state, step, batch, count):
     return state
 
 
-@pytest.mark.parametrize("name", list(FEW))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "jtds")) for name in FEW])
 def test_resumed_training_is_the_uninterrupted_one_bit_for_bit(tmp_path, name):
     problem = LinearTasks.make(0, num_tasks=3)
     init, step = auxjax.make_step(linear_model(), auxjax.methods.get(name, **FEW[name]), optax.adam(0.01), donate=False)

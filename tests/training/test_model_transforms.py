@@ -98,7 +98,7 @@ METHODS = {
     "rl_aux": GENERATED | {"num_rollouts": 2},
     "dtg_auxl": FEW_PRODUCTS | {"num_generated": 4, "hidden": (4,)},
 }
-FAST = ("equal", "jtds", "maoal")
+FAST = ("equal", "jtds")
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
 
@@ -294,7 +294,7 @@ def test_parts_need_less_memory(name, ordinary_promotion):
     assert temporaries[1] < 0.45 * temporaries[0]
 
 
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("unroll", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_parts_on_four_devices_move_no_example(unroll):
     """The only communication is that of sums, the numbers are those of one device."""
     problem, model = network_problem(0, num_examples=32)

@@ -11,7 +11,7 @@ import auxjax
 from auxjax.interface import TrainState
 from auxjax.training.parallel import data_mesh, place_state, shard_batch
 from auxjax.training.replicas import first_replica, make_pmapped_step, split_over_replicas
-from tests.helpers.every_method import EVERY, NUM_EXAMPLES, OPTIONS, with_state
+from tests.helpers.every_method import EVERY_COSTLY, NUM_EXAMPLES, OPTIONS, with_state
 from tests.helpers.four_devices import KEY, STEPS, make, problems, train
 from tests.helpers.training_problems import LinearTasks, linear_model
 
@@ -24,7 +24,7 @@ def without_keys(tree):
     return jax.device_get(jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree))
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", EVERY_COSTLY)
 def test_four_devices_train_as_one(name):
     one, metrics = train(name, "one")
     assert one.step == STEPS
@@ -69,6 +69,7 @@ def test_statistics_of_the_model_are_the_same_on_every_replica():
         chex.assert_trees_all_close(found, one.model_state, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_several_updates_per_call_on_batches_of_their_own():
     problem, dev = problems()
     stack = lambda batch: jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf] * 2), batch)  # noqa: E731
@@ -106,7 +107,7 @@ def test_replicas_draw_differently_and_share_the_noise_of_the_updates():
         np.testing.assert_array_equal(state.params["w"][replica], state.params["w"][0])
 
 
-@pytest.mark.parametrize("name", ["equal", "arml", "jtds", "uncertainty"])
+@pytest.mark.parametrize("name", ["equal", "arml", pytest.param("jtds", marks=pytest.mark.slow), "uncertainty"])
 def test_labels_that_one_replica_has_alone_count_as_on_one_device(name):
     """All labels of a task in the first of four parts, other ones unequal: means are those of the whole batch."""
     found = []

@@ -78,7 +78,11 @@ def assert_close(one, other, rtol=1e-10):
 
 @pytest.mark.parametrize(
     ("make", "setting"),
-    [(equal, "scan"), (arml, "host"), (jtds, "scan"), pytest.param(jtds, "batch", marks=pytest.mark.slow)],
+    [
+        (equal, "scan"),
+        (arml, "host"),
+        *(pytest.param(jtds, setting, marks=pytest.mark.slow) for setting in ("scan", "batch")),
+    ],
 )
 def test_every_run_is_that_of_make_step(make, setting, ordinary_promotion):
     swept = together(make, SETTINGS[setting])

@@ -104,6 +104,7 @@ def test_another_metric_has_a_plot_of_its_own_and_the_old_one_goes(tmp_path):
     assert not (tmp_path / "accuracy.png").exists()
 
 
+@pytest.mark.slow
 def test_runs_with_different_metrics_stand_side_by_side(tmp_path):
     groups = {f"stl ({metric})": [make_run(tmp_path, "stl", 0, metric=metric)] for metric in ("accuracy", "auroc")}
     assert tuple(pictures(draw_all(groups, tmp_path))) == ("accuracy", "auroc", *ALL[1:])

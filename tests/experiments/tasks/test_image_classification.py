@@ -165,7 +165,7 @@ def test_only_inner_updates_move_batchnorm_statistics():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.uint8, marks=pytest.mark.slow)])
 def test_evaluate_is_the_accuracy_in_chunks_of_any_size(dtype):
     network = ConvNet(heads=image_classification.heads(3, ()), channels=(4, 4), norm="batch")
     data = make_data(dtype=dtype)
@@ -195,6 +195,7 @@ def test_the_defaults_leave_the_model_alone():
     assert image_classification.transformed(model, Large()) is model
 
 
+@pytest.mark.slow
 def test_losses_in_half_precision_in_parts_are_those_of_the_whole_in_float32():
     network = ConvNet(heads=image_classification.heads(3, ("decoy",)), channels=(4, 4), norm="batch")
     data = make_data(channels=3, dtype=np.uint8)
