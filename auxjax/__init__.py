@@ -56,6 +56,8 @@ from auxjax.training.model_transforms import mixed_precision as mixed_precision
 from auxjax.training.model_transforms import remat as remat
 from auxjax.training.step import make_step as make_step
 from auxjax.training.step import task_weights as task_weights
+from auxjax.training.weight_learning import learn_weights as learn_weights
+from auxjax.training.weight_learning import make_rounds as make_rounds
 from auxjax.version import __version__ as __version__
 
 # Modules of version 0.1 that have moved into `formulas`: their old names work until 1.0.

@@ -127,6 +127,9 @@ class TaskModel(NamedTuple):
         `[n, classes]`, for methods that generate labels.
       feature_loss: `(params, features, labels) -> [n]`, the loss of given features and labels, for methods that
         generate both.
+      outputs: `(params, batch, key) -> z`, what the losses are computed from, such as the logits: any pytree. With
+        `output_losses` it gives `learn_weights` the Gauss-Newton matrix; `losses` has to be the two after each other.
+      output_losses: `(z, batch, key) -> TaskLosses`, every loss convex in z, as cross-entropy and squared error are.
     """
 
     losses: LossFunction
@@ -134,6 +137,8 @@ class TaskModel(NamedTuple):
     trunk: Callable[[str], object] | PyTree = None
     soft_label_loss: SoftLabelLoss | None = None
     feature_loss: FeatureLoss | None = None
+    outputs: Callable[..., PyTree] | None = None
+    output_losses: Callable[..., TaskLosses] | None = None
 
 
 EXTRAS = ("state", "averaged", "step")
@@ -159,7 +164,7 @@ def bind(model: TaskModel, **extras) -> TaskModel:
         named = {name: value for name, value in extras.items() if takes(function, name)}
         return partial(function, **named) if named else function
 
-    functions = ("losses", "soft_label_loss", "feature_loss")
+    functions = ("losses", "soft_label_loss", "feature_loss", "outputs", "output_losses")
     return model._replace(**{name: give(getattr(model, name)) for name in functions})
 
 

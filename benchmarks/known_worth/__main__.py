@@ -1,0 +1,173 @@
+"""What methods win of what can be won, where it is known which auxiliary tasks help.
+
+    python -m benchmarks.known_worth --out out/known-worth
+    python -m benchmarks.known_worth --variants plain,easy_image --methods arml,jtds --seeds 10 --out out/known-worth
+
+For every variant of the config `known_worth` it trains, all seeds in one program: the controls (no task, equal weights,
+the best scalar, each group of tasks alone, the oracle); every method in a run of its own; and, with the weights that it
+has learned, `+refit`, a run from scratch on all labels. Methods without a dev set train on all labels in their own run,
+too. `cross_fit` is `auxjax.learn_weights`, which has no run of its own.
+
+Given is the share of the oracle's gain: (accuracy - equal+dev) / (oracle - equal+dev), means over the seeds, with 95 %
+intervals by the bootstrap over seeds, both means in it. Rows that are in DIR/rows.jsonl are not repeated.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+
+import numpy as np
+
+from auxjax import methods as known_methods
+from benchmarks.known_worth import cross_fit, report
+from benchmarks.known_worth.training import inputs, train
+from experiments.data.known_worth import GROUPS, VARIANTS
+from experiments.evaluation.statistics import auroc
+
+STEPS = 2000
+ORACLE = 3.0
+METHODS = (
+    "adaloss",
+    "arml",
+    "auto_lambda",
+    "auxilearn",
+    "auxinash",
+    "cosine_similarity",
+    "dwa",
+    "gradnorm",
+    "jtds",
+    "maoal",
+    "ol_aux",
+    "random_weights",
+    "uncertainty",
+    "cross_fit",
+)
+OPTIONS = {"auxinash": "auxinash:refresh=outer"}
+# Weights of the groups of tasks, dev in training. The scalars are one weight for all tasks.
+CONTROLS = {
+    "equal": (1.0, 1.0, 1.0),
+    "oracle": (ORACLE, 0.0, 0.0),
+    "primary alone": (0.0, 0.0, 0.0),
+    "scalar 0.3": (0.3, 0.3, 0.3),
+    "scalar 3": (3.0, 3.0, 3.0),
+    "helpful at 1": (1.0, 0.0, 0.0),
+    "helpful at 10": (10.0, 0.0, 0.0),
+    "image alone": (0.0, 1.0, 0.0),
+    "random alone": (0.0, 0.0, 1.0),
+}
+
+
+def group_of(task: str) -> str:
+    """The group in the name of a task."""
+    return task.rsplit("_", 1)[0]
+
+
+def learned_weights(row) -> dict[str, np.ndarray]:
+    """`{task: [S]}`: means over the last half of the log over the primary task's, at least 0."""
+    means = {task: weights[len(weights) // 2 :].mean(axis=0) for task, weights in row.weights.items()}
+    primary = means.pop("class")
+    return {"class": np.ones_like(primary), **{task: np.maximum(mean / primary, 0) for task, mean in means.items()}}
+
+
+def aurocs(weights: dict[str, np.ndarray]) -> list[float]:
+    """How well the weights of each seed tell the helpful tasks."""
+    names = [name for name in weights if name != "class"]
+    helpful = np.array([group_of(name) == "helpful" for name in names])
+    return [auroc(np.array([weights[name][seed] for name in names]), helpful) for seed in range(len(weights["class"]))]
+
+
+class Book:
+    """The rows of a folder, each written once."""
+
+    def __init__(self, directory: pathlib.Path):
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / "rows.jsonl"
+        self.rows = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def has(self, variant: str, name: str, seeds: list[int]) -> bool:
+        """Whether a row is there."""
+        return any((row["variant"], row["name"], row["seeds"]) == (variant, name, seeds) for row in self.rows)
+
+    def add(self, variant: str, name: str, seeds: list[int], accuracy, weights, **more) -> None:
+        """Writes a row."""
+        row = {"variant": variant, "name": name, "seeds": seeds, "accuracy": [float(value) for value in accuracy]}
+        if weights is not None:
+            row["auroc"] = aurocs(weights)
+            row["weights"] = {task: [round(float(value), 5) for value in values] for task, values in weights.items()}
+        row |= more
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+        self.rows.append(row)
+        print(f"{variant}, {name}: {100 * np.mean(accuracy):.2f} %", flush=True)
+
+
+def refit(variant: str, seeds, weights, steps: int):
+    """Accuracies of runs from scratch on all labels with weights `{task: [S]}`."""
+    return train(variant, "fixed_weights", seeds, with_dev=True, weights=weights, steps=steps).accuracy
+
+
+def run_control(book: Book, variant: str, name: str, seeds: list[int], steps: int) -> None:
+    """A row of fixed weights."""
+    if not book.has(variant, name, seeds):
+        by_group = dict(zip(GROUPS, CONTROLS[name], strict=True))
+        tasks = inputs(variant, tuple(seeds), True).shapes.tasks
+        weights = {task: np.full(len(seeds), by_group.get(group_of(task), 1.0)) for task in tasks}
+        book.add(variant, name, seeds, refit(variant, seeds, weights, steps), None)
+
+
+def run_method(book: Book, variant: str, method: str, seeds: list[int], steps: int) -> None:
+    """A method's own run and its refit."""
+    if book.has(variant, f"{method}+refit", seeds):
+        return
+    start = time.perf_counter()
+    if method == "cross_fit":
+        weights, more = cross_fit.learn(variant, seeds), {}
+    else:
+        with_dev = "outer_batch" not in known_methods.info(method).needs
+        row = train(variant, OPTIONS.get(method, method), seeds, with_dev=with_dev, steps=steps)
+        weights = learned_weights(row)
+        learning = time.perf_counter() - start
+        book.add(variant, method, seeds, row.accuracy, weights, seconds=learning)
+        more = {"seconds": learning}
+    learning = time.perf_counter() - start
+    accuracy = refit(variant, seeds, weights, steps)
+    more = {"seconds_of_learning": learning, "seconds": time.perf_counter() - start}
+    book.add(variant, f"{method}+refit", seeds, accuracy, weights, **more)
+
+
+def main(argv=None) -> int:
+    """Runs the command line."""
+    first, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.known_worth",
+        description=first,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--variants", default=",".join(VARIANTS), metavar="V,V,...", help="default: all")
+    parser.add_argument("--methods", default=",".join(METHODS), metavar="M,M,...", help="default: all; none for none")
+    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds 0 to N - 1 (default 10)")
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="inner updates of a run (default 2000)")
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="rows, table and plots")
+    options = parser.parse_args(argv)
+    variants = [name for name in options.variants.split(",") if name]
+    wanted = [name for name in options.methods.split(",") if name and name != "none"]
+    for name, there in ((variants, VARIANTS), (wanted, METHODS)):
+        for one in name:
+            if one not in there:
+                parser.error(f"{one!r}: expected one of {', '.join(there)}")
+    seeds = list(range(options.seeds))
+    book = Book(options.out)
+    for name in CONTROLS:
+        for variant in variants:
+            run_control(book, variant, name, seeds, options.steps)
+    for method in wanted:
+        for variant in variants:
+            run_method(book, variant, method, seeds, options.steps)
+    report.write(book.rows, options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,158 @@
+"""Runs of one method over many seeds as one program, on the config `known_worth`."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from auxjax.training.sweep import make_sweep
+from experiments.configs import known_worth as config
+from experiments.data import pools
+from experiments.inputs.batches import Draws
+from experiments.methods import defaults, labels
+from experiments.training import sources
+
+
+class Row(NamedTuple):
+    """What the runs of one method gave.
+
+    Attributes:
+      accuracy: `[S]`, on the test images, at the last step.
+      weights: `{task: [L, S]}`, mean weights in the batch at L moments of the run.
+    """
+
+    accuracy: np.ndarray
+    weights: dict[str, np.ndarray]
+
+
+class Inputs(NamedTuple):
+    """The data of all seeds, `[S, ...]`, and what does not depend on the seed."""
+
+    inner: dict
+    outer: dict
+    test: dict
+    shapes: pools.Shapes
+
+
+@functools.lru_cache(maxsize=8)
+def inputs(variant: str, seeds: tuple[int, ...], with_dev: bool) -> Inputs:
+    """The data of a variant."""
+    settings = config.Settings(variant=variant)
+    data = [config.load(settings, seed, None) for seed in seeds]
+    trained_on = [pools.with_dev(one) for one in data] if with_dev else data
+    shapes = pools.shapes(trained_on[0])
+    experiment = config.build(settings, shapes)
+    inner = stacked([sources.inner_arrays(experiment, one) for one in trained_on])
+    outer = stacked([sources.outer_arrays(experiment, one, dev="held_out") for one in data])
+    test = stacked([{name: one.pools["test"].arrays[name] for name in ("image", "label")} for one in data])
+    return Inputs(inner, outer, test, shapes)
+
+
+def stacked(trees):
+    """Pytrees side by side, on the device."""
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+
+
+@functools.lru_cache(maxsize=64)
+def _program(settings, label: str, shapes):
+    """`(init, step, experiment)` of a method; variants of one shape share it."""
+    experiment = config.build(settings, shapes)
+    method = labels.make(label, defaults.options_of(config, settings, shapes))
+    init, step = make_sweep(
+        lambda point: (experiment.model, method, experiment.optimizer),
+        (),
+        inner_steps=settings.inner_steps,
+        draw_inner=experiment.draw_inner,
+        draw_outer=experiment.draw_outer,
+        batches="stacked",
+        loop="scan",
+    )
+    return init, step, experiment
+
+
+def keys_and_params(experiment, seeds):
+    """What the runs of these seeds begin with, as in `experiments`."""
+    starts = []
+    for seed in seeds:
+        key_params, key_run = jax.random.split(jax.random.key(seed))
+        starts.append((key_run, experiment.init_params(key_params)[0]))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+
+
+def train(variant: str, label: str, seeds, *, with_dev: bool, weights=None, steps: int, log_every: int = 100) -> Row:
+    """Trains a method over all seeds.
+
+    Args:
+      variant: one of `experiments.data.known_worth.VARIANTS`.
+      label: of the method.
+      seeds: the seeds.
+      with_dev: whether the dev images are trained on.
+      weights: `{task: [S]}` for `fixed_weights`.
+      steps: inner updates.
+      log_every: updates between moments of the log.
+    """
+    settings = config.Settings()
+    given = inputs(variant, tuple(seeds), with_dev)
+    init, step, experiment = _program(settings, label, given.shapes)
+    keys, params = keys_and_params(experiment, seeds)
+    state = init(keys, params, given.inner)
+    if weights is not None:
+        state = state._replace(method={task: jnp.asarray(weights[task], jnp.float32) for task in state.method})
+    log = []
+    for count in range(settings.inner_steps, steps + 1, settings.inner_steps):
+        state, metrics = step(state, given.inner, given.outer)
+        if count % log_every == 0:
+            found = jax.device_get(metrics)
+            log.append({task: found[f"weight/{task}"] for task in given.shapes.tasks})
+    accuracy = test_accuracy(experiment, state.params, given.test)
+    return Row(accuracy, {task: np.stack([line[task] for line in log]) for task in given.shapes.tasks})
+
+
+def test_accuracy(experiment, params, test) -> np.ndarray:
+    """`[S]`."""
+    judge = experiment.evaluators[0].judge
+    count = test["label"].shape[0]
+    host = jax.device_get((params, test))
+
+    class Trained(NamedTuple):
+        params: dict
+        model_state: None = None
+
+    def one(seed):
+        run, arrays = jax.tree.map(lambda leaf: leaf[seed], host)
+        return judge(Trained(run), arrays)["accuracy"]
+
+    return np.array([one(seed) for seed in range(count)])
+
+
+def fold_rows(labels, folds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places `[F, n]` of the examples that each fold leaves, and `[F, m]` of those that it holds out, by class."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
+    size = len(labels) // folds
+    of = np.full(len(labels), -1)
+    of[order[: size * folds]] = np.arange(size * folds) % folds
+    held_out = [np.flatnonzero(of == fold) for fold in range(folds)]
+    kept = [np.flatnonzero(of != fold) for fold in range(folds)]
+    return np.stack(kept).astype(np.int32), np.stack(held_out).astype(np.int32)
+
+
+def draws_of_folds(experiment):
+    """`(draw_inner, draw_held_out)` for `make_rounds`: the labelled part without a fold, and that fold alone.
+
+    They draw from `{"labelled": arrays, "pool": arrays, "kept": [F, n], "held_out": [F, m]}`.
+    """
+    of = experiment.draw_inner.of
+
+    def part(data, which, fold):
+        return {name: array[data[which][fold]] for name, array in data["labelled"].items()}
+
+    def inner(data, key, *, fold):
+        return Draws(of)({"labelled": part(data, "kept", fold), "pool": data["pool"]}, key)
+
+    def held_out(data, key, *, fold):
+        return Draws({"labelled": of["labelled"]})({"labelled": part(data, "held_out", fold)}, key)
+
+    return inner, held_out

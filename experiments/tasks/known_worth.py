@@ -1,0 +1,65 @@
+"""A class from a few labelled images, and auxiliary tasks, yes-or-no or real, from a pool of others."""
+
+import jax.numpy as jnp
+import optax
+
+from auxjax import TaskLosses, TaskModel
+from experiments.evaluation import classification
+from experiments.evaluation.evaluators import Evaluator
+
+PRIMARY = "class"
+KINDS = ("binary", "real")
+
+
+def names_of(shapes) -> dict[str, tuple[str, ...]]:
+    """`{kind: names}` of the auxiliary tasks, a column of targets per kind."""
+    columns = dict(shapes.columns)
+    return {kind: columns[kind].names for kind in KINDS if kind in columns}
+
+
+def heads(shapes) -> dict[str, int]:
+    """Output sizes of the network: the classes, and one head for all auxiliary tasks of a kind."""
+    return {PRIMARY: shapes.num_classes, **{kind: len(names) for kind, names in names_of(shapes).items()}}
+
+
+def task_model(network, shapes) -> TaskModel:
+    """The `TaskModel`: cross-entropies, and half the squared error of real targets."""
+    by_kind = names_of(shapes)
+
+    def outputs(params, batch, key):
+        del key
+        known = network.apply({"params": params}, batch["labelled"]["image"], train=True)
+        if "pool" not in batch:  # the outer loss
+            return {"labelled": known}
+        return {"labelled": known, "pool": network.apply({"params": params}, batch["pool"]["image"], train=True)}
+
+    def output_losses(out, batch, key):
+        del key
+        known = out["labelled"]
+        labels = batch["labelled"]["label"]
+        values = {PRIMARY: optax.softmax_cross_entropy_with_integer_labels(known.heads[PRIMARY], labels)}
+        features = {PRIMARY: known.features}
+        for kind, names in by_kind.items() if "pool" in out else ():
+            found = _LOSSES[kind](out["pool"].heads[kind], batch["pool"][kind].astype(jnp.float32))
+            values |= {name: found[:, place] for place, name in enumerate(names)}
+            features |= {name: out["pool"].features for name in names}
+        return TaskLosses(values, features=features)
+
+    def losses(params, batch, key):
+        return output_losses(outputs(params, batch, key), batch, key)
+
+    shared = {"trunk": lambda path: "trunk" in path, "outputs": outputs, "output_losses": output_losses}
+    return TaskModel(losses, primary=PRIMARY, **shared)
+
+
+_LOSSES = {"binary": optax.sigmoid_binary_cross_entropy, "real": optax.l2_loss}
+
+
+def evaluator(network) -> Evaluator:
+    """Accuracy of the classes."""
+
+    def scores_of(params, model_state, images):
+        del model_state
+        return network.apply({"params": params}, images, train=False).heads[PRIMARY]
+
+    return classification.accuracy(scores_of)
