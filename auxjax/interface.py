@@ -169,23 +169,27 @@ def bind(model: TaskModel, **extras) -> TaskModel:
 
 
 def no_reduction(tree: PyTree) -> PyTree:
-    """The reduction outside of `pmap`: `tree` itself."""
+    """The reduction where there are neither replicas nor copies: `tree` itself."""
     return tree
 
 
 class Context(NamedTuple):
-    """What stays fixed over a run: the model, the inner optimiser and how replicas average.
+    """What stays fixed over a run: the model, the inner optimiser, how replicas and how copies average.
 
     Attributes:
       model: a `TaskModel`.
       optimizer: the inner optimiser, an optax transformation; methods may call it on copies (look-ahead).
       reduce: pytree -> pytree, applied to every gradient and inside every matrix-vector product. The identity under
         jit and sharding; a mean over replicas inside a pmapped step.
+      share: pytree of floats -> pytree, applied to what the outer variables are updated by (a hypergradient, after
+        the linear solve) right before their optimiser. The identity, except in `make_step(folds=)`: the mean over the
+        copies, which have params and data of their own and the outer variables in common.
     """
 
     model: TaskModel
     optimizer: optax.GradientTransformationExtraArgs
     reduce: Callable[[PyTree], PyTree] = no_reduction
+    share: Callable[[PyTree], PyTree] = no_reduction
 
 
 class InitState(Protocol):
@@ -238,6 +242,10 @@ class Method(NamedTuple):
       whole_batch: the method looks at the batch as a whole (at pairs of its examples, at rows of a table), where a mean
         over replicas is not enough. Inside `pmap` every replica then gets all of it, and does the same work; a batch
         that is sharded under jit is divided all the same.
+      shared: which leaves of the method's state the copies of `make_step(folds=)` have in common, the outer variables
+        and their optimiser's state: a predicate on the path of a leaf, such as `lambda path: path != "products"`. The
+        updates change these leaves by nothing but what went through `context.share`, or by one another. `None` for
+        methods that cannot be trained in folds.
     """
 
     init: InitState
@@ -245,3 +253,4 @@ class Method(NamedTuple):
     outer: OuterUpdate | None = None
     weights: TaskWeights | None = None
     whole_batch: bool = False
+    shared: Callable[[str], object] | None = None

@@ -152,6 +152,10 @@ def arml(
         divergence, gradient, *_ = score_matching_value_and_gradient(
             losses, state.params, previous.weights, trunk=trunk, reduce=context.reduce
         )
+        # A batch without a primary label has no primary gradient to match: the weights would make the others cancel
+        # out.
+        seen = evaluation.labelled_in_batch(context, state, inner_batch, key)[0]
+        gradient = context.share(jnp.where(seen, gradient, jnp.zeros_like(gradient)))
         updates, opt_state = optimizer.update(gradient, previous.opt_state, previous.weights)
         moved = descent.apply_updates(previous.weights, updates)
         weights = project(moved, total_of(moved.shape[0]))
@@ -165,9 +169,7 @@ def arml(
         if form == "two_stage":
             # Once sampling has ended nothing moves any more.
             new = _choose(previous.sampling, end_sampling(new), previous)
-        # A batch without a primary label has no primary gradient to match: the weights would make the others cancel
-        # out.
-        new = _choose(evaluation.labelled_in_batch(context, state, inner_batch, key)[0], new, previous)
+        new = _choose(evaluation.in_any_copy(context, seen), new, previous)
         metrics = {"score_divergence": divergence, "sampling": new.sampling.astype(jnp.float32)}
         return state._replace(method=new), metrics
 
@@ -178,7 +180,7 @@ def arml(
         done = ((new.updates >= min_updates) & has_converged) | (new.updates >= max_updates)
         return _choose(done, new._replace(weights=new.slow.copy(), sampling=jnp.array(False)), new)
 
-    return Method(init, inner, outer, evaluation.reported(weights_of))
+    return Method(init, inner, outer, evaluation.reported(weights_of), shared=lambda path: True)
 
 
 def _noise(form, step_size, temperature) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def auto_lambda(
         else:
             estimator = finite_difference(context.optimizer, epsilon=epsilon, opt_state=state.opt_state)
         level = outer_level.OuterLevel(optimizer, estimator)
-        return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key)
+        return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, share=context.share)
 
-    return Method(init, descent.weighted_by(weights_of), outer, evaluation.reported(weights_of))
+    inner, weights = descent.weighted_by(weights_of), evaluation.reported(weights_of)
+    return Method(init, inner, outer, weights, shared=outer_level.shared)

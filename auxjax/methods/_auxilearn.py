@@ -148,9 +148,11 @@ def auxilearn(
 
     def outer(context, state, inner_batch, outer_batch, key):
         problem = problem_of(context, state.model_state, key)
-        return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, project=project)
+        options = {"share": context.share, "project": project}
+        return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, **options)
 
-    return Method(init, inner, outer, evaluation.reported(weights_of, from_losses=True))
+    weights = evaluation.reported(weights_of, from_losses=True)
+    return Method(init, inner, outer, weights, shared=outer_level.shared)
 
 
 def _combiner(form, hidden, channels, upper, constraint) -> Combiner | None:

@@ -111,7 +111,7 @@ def auxinash(
             return smallest + project_simplex(powers - smallest, free)
 
         point = (problem, state.params, previous.outer, inner_batch, outer_batch, key)
-        outer, metrics = outer_level.update_outer(level, *point, project=project)
+        outer, metrics = outer_level.update_outer(level, *point, share=context.share, project=project)
         out = evaluation.loss_shapes(context, state, inner_batch, key)
         metrics |= {f"power/{task}": power for task, power in _named(context, outer.meta, out).items()}
         # Used until the next outer update, so not those of a task that this batch has no label of, which are 0.
@@ -119,7 +119,13 @@ def auxinash(
         weights = jnp.where(seen, bargaining_weights(gram, outer.meta), previous.weights)
         return state._replace(method=AuxinashState(outer, weights)), metrics
 
-    return Method(init, inner, outer, evaluation.reported(_weights_of))
+    return Method(init, inner, outer, evaluation.reported(_weights_of), shared=_shared)
+
+
+def _shared(path: str) -> bool:
+    """The powers: the weights are those at a copy's own params."""
+    part, _, rest = path.partition("/")
+    return part == "outer" and outer_level.shared(rest)
 
 
 def _named(context, values, out) -> dict[str, jax.Array]:

@@ -209,7 +209,8 @@ def dtg_auxl(
             return {**meta, "targets": before["targets"]} if targets == "random" else meta
 
         problem = problem_of(context, state.model_state, key)
-        return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, project=project)
+        options = {"share": context.share, "project": project}
+        return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, **options)
 
     def weights(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
@@ -217,7 +218,7 @@ def dtg_auxl(
         primary = found[context.model.primary]
         return found | {"generated": jnp.full(primary.shape, auxiliary_weight, primary.dtype)}
 
-    return Method(init, inner, outer, weights, whole_batch=True)
+    return Method(init, inner, outer, weights, whole_batch=True, shared=outer_level.shared)
 
 
 class _Joint(NamedTuple):

@@ -100,12 +100,12 @@ def gradnorm(
         now = tasks.losses.astype(dtype)
         first = jnp.where(previous.first == 0, now, previous.first)
         seen = evaluation.labelled_in_batch(context, state, inner_batch, key)
-        weights, metrics, opt_state = balance(previous, norms, now, first, seen)
+        weights, metrics, opt_state = balance(context, previous, norms, now, first, seen)
         names = evaluation.all_tasks(context, evaluation.loss_shapes(context, state, inner_batch, key))
         metrics |= {f"gradient_norm/{name}": norm for name, norm in evaluation.by_task(names, norms).items()}
         return state._replace(method=GradnormState(weights, opt_state, first)), metrics
 
-    def balance(previous, norms, now, first, seen):
+    def balance(context, previous, norms, now, first, seen):
         """One step on the weights: `(weights, metrics, opt_state)`."""
         there = seen[balanced]
         usable = (there & (first > 0)[balanced] & (now > 0)[balanced]).astype(norms.dtype)
@@ -116,7 +116,9 @@ def gradnorm(
         # d/dw_k |w_k n_k - target_k|
         differences = jnp.where(there, scaled - targets, 0.0)
         slopes = jnp.zeros_like(norms).at[balanced].set(norms[balanced] * jnp.sign(differences))
-        updates, opt_state = optimizer.update(slopes, previous.opt_state, previous.weights)
+        seen = evaluation.in_any_copy(context, seen)
+        there = seen[balanced]
+        updates, opt_state = optimizer.update(context.share(slopes), previous.opt_state, previous.weights)
         opt_state = descent.keep_unseen(seen, opt_state, previous.opt_state)
         before = previous.weights[balanced]
         moved = jnp.maximum(descent.apply_updates(previous.weights, updates)[balanced], smallest)
@@ -126,7 +128,8 @@ def gradnorm(
         after = jnp.where(there, moved * left / positive_or_one(total), before)
         return previous.weights.at[balanced].set(after), {"gradnorm_loss": jnp.sum(jnp.abs(differences))}, opt_state
 
-    return Method(init, descent.weighted_by(weights_of), outer, evaluation.reported(weights_of))
+    inner, weights = descent.weighted_by(weights_of), evaluation.reported(weights_of)
+    return Method(init, inner, outer, weights, shared=lambda path: path != "first")
 
 
 def _mean(values, counted):

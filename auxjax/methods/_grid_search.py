@@ -106,7 +106,12 @@ def grid_search(
         scores = jnp.zeros((len(grid),), dtype)
         return GridState(weights, params, opt_state, model_state, scores, jnp.zeros((), jnp.int32))
 
-    return Method(init, _inner, _outer, evaluation.reported(_weights_of))
+    return Method(init, _inner, _outer, evaluation.reported(_weights_of), shared=_shared)
+
+
+def _shared(path: str) -> bool:
+    """The grid, the held-out losses and the choice: the candidates themselves are each copy's own."""
+    return path.partition("/")[0] in ("weights", "losses", "selected")
 
 
 def _weights_of(context, state, out):
@@ -139,6 +144,7 @@ def _outer(context, state, inner_batch, outer_batch, key):
         return masked_mean(out.values[primary], evaluation.mask_of(out, primary))
 
     losses = context.reduce(jax.vmap(held_out)(grid.params, grid.model_state)).astype(grid.losses.dtype)
+    losses = context.share(losses)
     # Infinity stays in the sum: a candidate that has diverged does not come back.
     running = _DECAY * grid.losses + (1 - _DECAY) * jnp.where(jnp.isfinite(losses), losses, jnp.inf)
     selected = jnp.argmin(running).astype(jnp.int32)

@@ -157,14 +157,16 @@ def jtds(
 
     def outer(context, state, inner_batch, outer_batch, key):
         problem = problem_of(context, state.model_state, key)
-        state, metrics = outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key)
+        point = (level, problem, state, inner_batch, outer_batch, key)
+        state, metrics = outer_level.outer_step(*point, share=context.share)
         metrics |= {f"slope/{task}": part.slope for task, part in state.method.meta.items()}
         metrics |= {f"offset/{task}": part.offset for task, part in state.method.meta.items()}
         return state, metrics
 
     weights = evaluation.reported(weights_of, from_losses=True)
-    through_means = jacobian == "exact" and standardise
-    return Method(init, descent.weighted_by(weights_of), outer, weights, whole_batch=through_means)
+    whole_batch = jacobian == "exact" and standardise
+    inner = descent.weighted_by(weights_of)
+    return Method(init, inner, outer, weights, whole_batch=whole_batch, shared=outer_level.shared)
 
 
 def _alike(schedule, out) -> list[list[str]]:

@@ -117,7 +117,8 @@ def maoal(
     def outer(context, state, inner_batch, outer_batch, key):
         problem = problem_of(context, state, key)
         project = (lambda raw: jnp.maximum(raw, 0.0)) if constraint == "projection" else (lambda raw: raw)
-        state, metrics = outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, project=project)
+        options = {"share": context.share, "project": project}
+        state, metrics = outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, **options)
         out = evaluation.loss_shapes(context, state, inner_batch, key)
         names = evaluation.auxiliary_tasks(out, context.model.primary)
         raw = state.method.meta
@@ -130,4 +131,4 @@ def maoal(
             metrics["dead"] = jnp.mean((raw <= 0).astype(raw.dtype))
         return state, metrics
 
-    return Method(init, inner, outer, evaluation.reported(weights_of))
+    return Method(init, inner, outer, evaluation.reported(weights_of), shared=outer_level.shared)

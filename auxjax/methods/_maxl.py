@@ -168,10 +168,11 @@ def make_method(
     def outer(context, state, inner_batch, outer_batch, key):
         outer_batch = inner_batch if reuse_batch else outer_batch
         problem = problem_of(context, state.model_state, key)
-        return outer_level.outer_step(level_of(context, state), problem, state, inner_batch, outer_batch, key)
+        point = (level_of(context, state), problem, state, inner_batch, outer_batch, key)
+        return outer_level.outer_step(*point, share=context.share)
 
     def weights(context, state, batch, key):
         made = label(state.method.meta, batch)
         return generation.reported_weights(context, state, batch, key, made, auxiliary_weight)
 
-    return Method(init, inner, outer, weights)
+    return Method(init, inner, outer, weights, shared=outer_level.shared)

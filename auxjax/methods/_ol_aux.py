@@ -93,7 +93,7 @@ def ol_aux(
         del outer_batch  # OL_AUX has no held-out set
         previous = state.method
         products = previous.products if form == "n_step" else _products(context, state, inner_batch, key)
-        updates, opt_state = optimizer.update(-products, previous.opt_state, previous.weights)
+        updates, opt_state = optimizer.update(-context.share(products), previous.opt_state, previous.weights)
         weights = descent.apply_updates(previous.weights, updates)
         weights = jnp.maximum(weights, 0.0) if clamp else weights
         new = OlAuxState(weights, opt_state, jnp.zeros_like(previous.products))
@@ -101,7 +101,7 @@ def ol_aux(
         named = evaluation.by_task(evaluation.auxiliary_tasks(out, context.model.primary), products)
         return state._replace(method=new), {f"gradient_product/{name}": product for name, product in named.items()}
 
-    return Method(init, inner, outer, evaluation.reported(weights_of))
+    return Method(init, inner, outer, evaluation.reported(weights_of), shared=lambda path: path != "products")
 
 
 def _products(context, state, batch, key):

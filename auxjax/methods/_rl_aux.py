@@ -191,7 +191,7 @@ def rl_aux(
         losses, entropies = losses_after(fork, label, actions, mask, chunk)
         scores = policy_gradient.finite_or_worst(-losses)
         rewards = scores + entropy_weight * entropies
-        meta, opt_state, learned = learn(state.method, inner_batch, mask, before, actions, rewards)
+        meta, opt_state, learned = learn(context, state.method, inner_batch, mask, before, actions, rewards)
         metrics = {
             "outer_loss": -policy_gradient.rollout_mean(scores, mask),
             "reward": policy_gradient.rollout_mean(rewards, mask),
@@ -201,7 +201,7 @@ def rl_aux(
         }
         return state._replace(method=outer_level.OuterState(meta, opt_state, ())), metrics
 
-    def learn(method_state, batch, mask, before, actions, rewards):
+    def learn(context, method_state, batch, mask, before, actions, rewards):
         """PPO on the rollouts: `(meta, opt_state, metrics)` after `epochs` updates."""
         old = policies.log_probability(before, actions)
         advantages = advantages_of(rewards, before.value, mask)
@@ -225,7 +225,7 @@ def rl_aux(
 
         def epoch(carry, _):
             gradient, metrics = jax.grad(loss, has_aux=True)(carry[0])
-            return inner_step.advance(optimizer, carry[0], carry[1], gradient), metrics
+            return inner_step.advance(optimizer, carry[0], carry[1], context.share(gradient)), metrics
 
         carry, whole = (method_state.meta, method_state.opt_state), loops.write_out(epochs, loops.SHORT_OF_STEPS)
         (meta, opt_state), metrics = jax.lax.scan(epoch, carry, length=epochs, unroll=whole)
@@ -239,7 +239,7 @@ def rl_aux(
             rewards = rewards - value[None, :].astype(rewards.dtype)
         return policy_gradient.standardised(rewards, mask) if standardise else rewards
 
-    return Method(init, inner, outer, weights, whole_batch=True)
+    return Method(init, inner, outer, weights, whole_batch=True, shared=outer_level.shared)
 
 
 class _Fork(NamedTuple):

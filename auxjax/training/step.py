@@ -17,6 +17,7 @@ import optax
 from auxjax._internal import checks, loops
 from auxjax.interface import Context, Method, TaskModel, TrainState, bind, call
 from auxjax.methods.shared.evaluation import loss_shapes
+from auxjax.training import folds as cross_validation
 from auxjax.training.averaging import Average, check_average, start_average, update_average
 from auxjax.training.parallel import place_state, replicate, shard_batch
 
@@ -35,6 +36,7 @@ def make_step(
     draw_inner: Callable[[Any, jax.Array], Any] | None = None,
     draw_outer: Callable[[Any, jax.Array], Any] | None = None,
     average: Average | None = None,
+    folds: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     split_above: int | None = 2**20,
     axis_name: str | None = None,
@@ -62,11 +64,20 @@ def make_step(
         `inner_batch` are the batch itself (`inner_steps=1`) or have a leading axis of `inner_steps`; outer updates
         go through them backwards, from the last on, and round again.
         A draw that names them gets `step`, the number of inner updates done, and `run_key`, the key of the run, as
-        keywords: for epochs without replacement.
+        keywords: for epochs without replacement; and with `folds`, `fold`.
       draw_outer: the same for `outer_batch`. Without it, `outer_batch` is one batch for all outer updates of the call,
         or, with `outer_steps` above 1, has a leading axis of `outer_steps`.
       average: keep a running mean of the params in `state.averaged`, updated after every inner update whatever the
         method: to evaluate, and for losses that name `averaged` (a teacher). `auxjax.Average(decay=0.999)`.
+      folds: F, at least 2: cross-validated weights. F copies of the model are trained, each on the labels without one
+        fold, with one set of outer variables, which are updated by the mean of the copies' hypergradients on the folds
+        they leave out. Every leaf of the state, `step` included, has a leading axis of F, and `init` takes params and
+        model state without it, the same for all copies; the keys differ. Draws get `fold`, an int32 scalar from 0 to
+        F - 1, as a keyword, and must name it: the inner one leaves that fold out, the outer one takes it alone (rows:
+        `training.folds.fold_rows`). Batches that are not drawn have a leading axis of F, before that of `inner_steps`.
+        Metrics are means over copies, counts and flags as floats. `training.folds.fold_of(state, f)` is a copy's state.
+        Work and memory are F times those of one run, those of the outer variables apart. Not with `mesh` or
+        `axis_name`, and for methods with an outer level that say what their copies share (`Method.shared`).
       mesh: a device mesh with an axis "data"; batches are split over it inside the step, and the state lies on it. See
         `training.parallel`.
       split_above: entries from which on a leaf of the optimiser's or the method's state is split over the mesh, too;
@@ -93,7 +104,14 @@ def make_step(
     steps = {"inner_steps": inner_steps, "outer_steps": outer_steps}
     drawing = {"draw_inner": draw_inner, "draw_outer": draw_outer}
     placing = {"mesh": mesh, "split_above": split_above, "axis_name": axis_name}
-    updates = make_updates(model, method, optimizer, **steps, **drawing, **placing, average=average)
+    fold_axis = None if folds is None else cross_validation.AXIS
+    updates = make_updates(
+        model, method, optimizer, **steps, **drawing, **placing, average=average, fold_axis=fold_axis
+    )
+    if folds is not None:
+        cross_validation.check_folds(folds, method, drawing, {"mesh": mesh, "axis_name": axis_name})
+        drawn = (draw_inner is not None, draw_outer is not None)
+        updates = cross_validation.over_folds(updates, method, folds, drawn=drawn)
     return updates.init, repeat_updates(updates, **steps, loop=loop, donate=donate)
 
 
@@ -124,13 +142,19 @@ def make_updates(
     mesh=None,
     split_above: int | None = 2**20,
     axis_name: str | None = None,
+    fold_axis: str | None = None,
 ) -> Updates:
-    """The updates of `make_step`, with its arguments."""
+    """The updates of `make_step`, with its arguments.
+
+    With `fold_axis`, those of one copy of a run in folds, to be called under a `vmap` with an axis of that name.
+    """
     _check_options(model, method, optimizer, inner_steps, outer_steps)
     check_average(average)
     context = Context(model, optax.with_extra_args_support(optimizer))
+    if fold_axis is not None:
+        context = context._replace(share=partial(jax.lax.pmean, axis_name=fold_axis))
     draws = (draw_inner, draw_outer)
-    plan = _Plan(context, method, inner_steps, outer_steps, *draws, average, mesh, split_above, axis_name)
+    plan = _Plan(context, method, inner_steps, outer_steps, *draws, average, mesh, split_above, axis_name, fold_axis)
     outer = None if method.outer is None else partial(_outer_update, plan)
     return Updates(partial(_init, plan), partial(_inner_update, plan), outer)
 
@@ -184,6 +208,7 @@ class _Plan(NamedTuple):
     mesh: jax.sharding.Mesh | None
     split_above: int | None
     axis_name: str | None
+    fold_axis: str | None
 
 
 def _init(plan, key, params, batch, model_state=None) -> TrainState:
@@ -195,6 +220,9 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
     # changed type after the first step would compile the step twice.
     params, model_state = jax.tree.map(_own, (params, model_state))
     key = jax.random.clone(key)
+    method_key = jax.random.fold_in(key, _INIT_METHOD)  # before copies get their own: they share what is made with it
+    if plan.fold_axis is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(plan.fold_axis))
     if plan.mesh is not None:
         params, model_state, key = replicate((params, model_state, key), plan.mesh)
     opt_state = plan.context.optimizer.init(params)
@@ -203,7 +231,7 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
     plan = _bound(plan, state)
     batch = _pick(plan, batch, 0, _draw_key(plan, key, _DRAW))
     loss_shapes(plan.context, state, batch, key)  # whatever the model returns is checked here, before any training
-    method = plan.method.init(plan.context, state, batch, jax.random.fold_in(key, _INIT_METHOD))
+    method = plan.method.init(plan.context, state, batch, method_key)
     # Copies again: a donated state must not hold one array twice, as equal initial weights easily do.
     copies = jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), (state.opt_state, method))
     return _whole(plan, state._replace(opt_state=copies[0], method=copies[1]))
@@ -213,6 +241,8 @@ def _bound(plan, state):
     """The plan with what the model and the draws name of this state."""
     draws = {"draw_inner": plan.draw_inner, "draw_outer": plan.draw_outer}
     extras = {"step": state.step, "run_key": state.key}
+    if plan.fold_axis is not None:
+        extras["fold"] = jax.lax.axis_index(plan.fold_axis)
     given = {
         name: draw and (lambda data, key, draw=draw: call(draw, data, key, **extras)) for name, draw in draws.items()
     }

@@ -128,6 +128,11 @@ def labelled_in_batch(context: Context, state: TrainState, batch, key) -> jax.Ar
     return labelled(context, out, all_tasks(context, out))
 
 
+def in_any_copy(context: Context, seen: jax.Array) -> jax.Array:
+    """What is true in any of the copies of a run in folds; without folds `seen`, a bool array, itself."""
+    return context.share(seen.astype(jnp.float32)) > 0
+
+
 def mask_of(out: TaskLosses, task: str):
     """The task's label mask, or `None` where every example is labelled."""
     return (out.masks or {}).get(task)

@@ -1,9 +1,10 @@
 """The outer level of methods that learn by a hypergradient: problem in, one update of the outer variables out.
 
-    meta <- project(meta + outer_optimizer(d L_dev(theta*(meta)) / d meta))
+    meta <- project(meta + outer_optimizer(share(d L_dev(theta*(meta)) / d meta)))
 
 A method poses the `BilevelProblem`; what is the same for all of them is here: which estimator, what it carries from one
-outer step to the next, the optimiser of the outer variables, and what is logged.
+outer step to the next, the optimiser of the outer variables, and what is logged. `share` is the identity, or the mean
+over the copies of a run in folds.
 """
 
 import dataclasses
@@ -108,6 +109,7 @@ def update_outer(
     outer_batch,
     key,
     *,
+    share: Callable = no_reduction,
     project: Callable = lambda meta: meta,
 ) -> tuple[OuterState, dict]:
     """One hypergradient and one update of the outer variables.
@@ -120,6 +122,7 @@ def update_outer(
       inner_batch: batch of the inner loss.
       outer_batch: batch of the outer loss.
       key: typed PRNG key.
+      share: `Context.share`, applied to the hypergradient.
       project: applied to the outer variables after the update, to keep them where they are allowed to be.
 
     Returns:
@@ -131,7 +134,7 @@ def update_outer(
         gradient, info, carried = level.estimator.update(*point, state.hypergradient, key=key)
     else:
         gradient, info = level.estimator(*point, key=key)
-    updates, opt_state = level.optimizer.update(gradient, state.opt_state, state.meta)
+    updates, opt_state = level.optimizer.update(share(gradient), state.opt_state, state.meta)
     meta = project(optax.apply_updates(state.meta, updates))
     metrics = {
         "outer_loss": info.outer_loss,
@@ -145,6 +148,11 @@ def outer_step(level: OuterLevel, problem: BilevelProblem, state: TrainState, in
     point = (problem, state.params, state.method, inner_batch, outer_batch, key)
     new, metrics = update_outer(level, *point, **options)
     return state._replace(method=new), metrics
+
+
+def shared(path: str) -> bool:
+    """`Method.shared` of such a method: all of the `OuterState` but what the estimator carries, each copy's own."""
+    return path.partition("/")[0] != "hypergradient"
 
 
 def primary_loss(context: Context, model_state, key) -> Callable:
