@@ -11,6 +11,7 @@ from rich.table import Table
 
 from auxjax.training.memory import MemoryEstimate
 from experiments.evaluation.metrics import heading, metric_of
+from experiments.reporting.runs import flat
 from experiments.runtime import processes
 
 
@@ -100,7 +101,7 @@ def show_files(label: str, paths) -> None:
 def show_result(title: str, result: dict, directory: pathlib.Path) -> None:
     """The result of one run, and where its files are."""
     table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in result.items():
+    for name, value in flat(result).items():
         metric = metric_of(name)
         table.add_row(heading(name), f"{100 * value:.2f}" if metric.unit == "%" else f"{value:.4g}")
     show(table)
