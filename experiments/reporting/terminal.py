@@ -87,6 +87,8 @@ def explain(results, metrics, against) -> None:
         line(f"  at best validation: on the test set, at the step with the best {by} on validation")
     if against is not None:
         line("  difference: at the last step, the mean of the differences seed by seed")
+    if against is not None and "updates" in results:
+        line("  updates, time: of both runs where weights are learned first; time has compilation in it")
     if "corrupted_auroc" in results:
         line("  corrupted AUROC: how well low weights tell wrong labels (0.5: not at all, 1: perfectly)")
 
