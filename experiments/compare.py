@@ -9,6 +9,11 @@ table are made from the files.
 
 A method may carry options, NAME:OPTION=VALUE, and several of them behind a +. A sweep over one weight for all auxiliary
 tasks is  --methods equal:auxiliary_weight=0.1,equal:auxiliary_weight=0.3,equal:auxiliary_weight=3
+
+NAME+refit trains from scratch, on train and dev, with the weights that NAME has learned, held fixed; NAME+keep with
+those tasks and examples alone whose weights stand out. Both learn from the run of NAME, which is trained and shown
+beside them. NAME+twice trains for twice the steps, which is what a refit costs. Suffixes come in one order, as in
+NAME+dev+twice+refit.
 """
 
 if __name__ == "__main__":  # first: the imports take seconds
@@ -20,6 +25,7 @@ import argparse
 import pathlib
 
 from experiments import cli, report
+from experiments.methods import labels
 from experiments.methods.labels import folder_of, parse, text_of
 from experiments.reporting import terminal
 from experiments.runtime import processes, records
@@ -34,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--methods",
         required=True,
         metavar="A,B,C",
-        help="names, separated by commas; NAME:OPTION=VALUE has options, NAME+dev trains on the dev examples, too",
+        help=f"names, separated by commas; NAME:OPTION=VALUE has options, and there are suffixes: {labels.HELP}",
     )
     found.add_argument("--seeds", default="0,1,2", metavar="0,1,2", help="seeds, separated by commas (0,1,2)")
     return found
@@ -50,6 +56,18 @@ def methods_of(text: str) -> list[str]:
     if not names or len(set(names)) != len(names):
         raise ValueError(f"--methods {text}: expected at least one name, each once, such as stl,equal,jtds.")
     return names
+
+
+def learning_of(name: str) -> str | None:
+    """The label of the run whose weights a refit takes, `None` for a method that learns its own."""
+    found = labels.learning(parse(name))
+    return None if found is None else text_of(found)
+
+
+def with_learning(names: list[str]) -> list[str]:
+    """The labels, each once, with the runs that refits learn from in front of them."""
+    pairs = [(learning_of(name), name) for name in names]
+    return list(dict.fromkeys(name for pair in pairs for name in pair if name is not None))
 
 
 def check_folder(directory: pathlib.Path, config: str, settings, runs: list[tuple[str, int]]) -> None:
@@ -88,32 +106,36 @@ def main(argv=None) -> int:
         mesh = cli.mesh(arguments)
         settings = cli.settings(arguments)
         check_settings(settings)
-        names = methods_of(arguments.methods)
+        names = with_learning(methods_of(arguments.methods))
         for name in names:
             check_method(arguments.config, settings, name)
         runs = [(name, seed) for name in names for seed in cli.seeds_of(arguments.seeds)]
         check_folder(arguments.out, arguments.config, settings, runs)
-        broken = []
+        broken = {}
         with terminal.progress() as follow:
             overall = follow(f"{arguments.config}:", len(runs))
             for done, (name, seed) in enumerate(runs):
-                run = follow(f"{name}, seed {seed}", settings.steps)
+                run = follow(f"{name}, seed {seed}", labels.updates_of(parse(name), settings))
 
                 def on_step(step, done=done, run=run):
                     overall(done)
                     run(step)
 
-                folder = run_folder(arguments.out, name, seed)
+                folder, learning = run_folder(arguments.out, name, seed), learning_of(name)
                 try:
+                    if (learning, seed) in broken:
+                        raise FloatingPointError(f"not trained, because {learning} failed.")
                     options = {"data_dir": arguments.data_dir, "mesh": mesh, "on_step": on_step}
+                    if learning is not None:
+                        options["learning"] = run_folder(arguments.out, learning, seed)
                     train(arguments.config, settings, name, seed, folder, **options)
                 except FloatingPointError as error:
-                    broken.append(f"{name}, seed {seed}: {error}")
+                    broken[name, seed] = f"{name}, seed {seed}: {error}"
                 overall(done + 1)
         if processes.is_first():
             report.write(arguments.out)
         if broken:
-            raise FloatingPointError("\n  ".join([f"{len(broken)} of {len(runs)} runs failed.", *broken]))
+            raise FloatingPointError("\n  ".join([f"{len(broken)} of {len(runs)} runs failed.", *broken.values()]))
 
     return cli.guarded(work)
 

@@ -8,6 +8,9 @@ with the same numbers, to the bit, as a run that nothing interrupted. A finished
 SIGTERM, as a cluster sends it, saves at the next step and ends with status 143; Ctrl-C ends with 130, bad input and a
 full disk with 2. A damaged checkpoint is set aside, with a warning, and the one before it is used.
 
+With +refit behind the method the command trains twice: the method first, in DIR/learning, and then from scratch, on
+train and dev, with the weights that it has learned, held fixed.
+
 With --dry-run the command compiles the step, prints what it will need of the device's memory, and stops.
 """
 
@@ -20,7 +23,7 @@ import argparse
 
 from auxjax import methods
 from experiments import cli
-from experiments.methods.labels import WITH_DEV
+from experiments.methods import labels
 from experiments.reporting import terminal
 from experiments.runtime import processes
 from experiments.training.single import estimate, train
@@ -33,9 +36,8 @@ def parser() -> argparse.ArgumentParser:
         "--method",
         required=True,
         metavar="M",
-        help=f"one of {', '.join(methods.names())}, with options if expected, as equal:auxiliary_weight=0.3; with "
-        f"{WITH_DEV} behind it the method trains on the dev examples, too: stl{WITH_DEV} is the fair single-task "
-        "baseline",
+        help=f"one of {', '.join(methods.names())}, with options if expected, as equal:auxiliary_weight=0.3, and "
+        f"suffixes: {labels.HELP}; stl{labels.WITH_DEV} is the fair single-task baseline",
     )
     found.add_argument(
         "--seed",
@@ -67,7 +69,8 @@ def main(argv=None) -> int:
                 terminal.show_memory(title, memory)
             return
         with terminal.progress() as follow:
-            on_step = follow(f"{arguments.method} seed {arguments.seed}", settings.steps)
+            updates = labels.updates_of(labels.parse(arguments.method), settings)
+            on_step = follow(f"{arguments.method} seed {arguments.seed}", updates)
             result = train(
                 arguments.config,
                 settings,

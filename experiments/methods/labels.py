@@ -1,11 +1,17 @@
-"""How a method is named on the command line, in tables and in folders: NAME, options, and "+dev" if expected.
+"""How a method is named on the command line, in tables and in folders: NAME, options, and suffixes if expected.
 
-    stl        stl+dev        equal:auxiliary_weight=0.3        arml:form=merged+total=2+dev
+    stl    stl+dev    equal:auxiliary_weight=0.3    arml:form=merged+total=2+dev    equal+dev+twice    jtds+refit
 
-Options are those of the method's function in `auxjax.methods` that take a number, a word, true, false or none. "+dev"
-trains on the dev examples as well. One method with the same options has one label, whatever their order.
+Options are those of the method's function in `auxjax.methods` that take a number, a word, true, false or none. One
+method with the same options has one label, whatever their order. The suffixes come in this order:
+
+    +dev             trains on the dev examples as well
+    +twice           trains for twice the config's steps: the control that costs what a refit costs
+    +refit, +keep    trains a second time, from scratch, on train and dev, with the weights that the first run has
+                     learned, held fixed; or with the tasks and examples whose weights stand out, and no others
 """
 
+import dataclasses
 import inspect
 import re
 import types
@@ -15,7 +21,14 @@ from typing import NamedTuple
 
 from auxjax import Method, methods
 
-WITH_DEV = "+dev"
+WITH_DEV, TWICE, REFIT, KEEP = "+dev", "+twice", "+refit", "+keep"
+SUFFIXES = f"{WITH_DEV}, {TWICE}, and {REFIT} or {KEEP}"
+HELP = (  # of the commands
+    f"{WITH_DEV} trains on the dev examples, too; {TWICE} trains for twice the steps; {REFIT} trains a second time, "
+    f"from scratch, on train and dev, with the weights learned, held fixed, and {KEEP} with those tasks and examples "
+    "alone whose weights stand out; in this order"
+)
+_SUFFIXES = re.compile(r"(?:\+(?:dev|twice|refit|keep))+$")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "none"}
 _FORM = "NAME:OPTION=VALUE, more options behind a +, such as equal:auxiliary_weight=0.3+reduction=mean"
 
@@ -27,20 +40,33 @@ class Label(NamedTuple):
       name: its name in `auxjax.methods`.
       options: `((option, value), ...)`, sorted.
       with_dev: whether it trains on the dev examples, too.
+      twice: whether it trains for twice the config's steps.
+      then: "refit" or "keep" for a second run with what the first has learned, "" for none.
     """
 
     name: str
     options: tuple[tuple[str, typing.Any], ...]
     with_dev: bool
+    twice: bool = False
+    then: str = ""
 
 
 def parse(text: str) -> Label:
     """The label in a string.
 
     Raises:
-      ValueError: an unknown method or option (the message lists those there are), a value of another kind.
+      ValueError: an unknown method or option (the message lists those there are), a value of another kind, suffixes in
+        another order.
     """
-    bare, with_dev = text.removesuffix(WITH_DEV), text.endswith(WITH_DEV)
+    bare, suffixes = _apart(text)
+    ordered = [suffix for suffix in (WITH_DEV, TWICE, REFIT, KEEP) if suffix in suffixes]
+    if REFIT in ordered and KEEP in ordered:
+        ordered.remove(KEEP)
+    if suffixes != ordered:
+        raise ValueError(
+            f"method {text!r}: expected the suffixes {SUFFIXES} in this order, each at most once. Did you mean "
+            f"{bare + ''.join(ordered)!r}?"
+        )
     name, colon, rest = bare.partition(":")
     if name not in methods.names():
         methods.get(name)
@@ -49,13 +75,35 @@ def parse(text: str) -> Label:
         if not equals or not value or option in options:
             raise ValueError(f"method {text!r}: expected {_FORM}, each option once.")
         options[option] = _value(text, name, option, value)
-    return Label(name, tuple(sorted(options.items())), with_dev)
+    then = next((suffix[1:] for suffix in ordered if suffix in (REFIT, KEEP)), "")
+    return Label(name, tuple(sorted(options.items())), WITH_DEV in ordered, TWICE in ordered, then)
 
 
 def text_of(label: Label) -> str:
     """The label as a string; `parse` gives it back."""
     options = "+".join(f"{option}={_as_text(value)}" for option, value in label.options)
-    return label.name + f":{options}" * bool(options) + WITH_DEV * label.with_dev
+    suffixes = WITH_DEV * label.with_dev + TWICE * label.twice + f"+{label.then}" * bool(label.then)
+    return label.name + f":{options}" * bool(options) + suffixes
+
+
+def plain(label: Label) -> Label:
+    """The method alone, without suffixes: what is compiled."""
+    return Label(label.name, label.options, with_dev=False)
+
+
+def learning(label: Label) -> Label | None:
+    """The run whose weights a refit takes, `None` for a label that learns its own."""
+    return label._replace(then="") if label.then else None
+
+
+def settings_of(label: Label, settings):
+    """The settings with which a run of the label trains."""
+    return dataclasses.replace(settings, steps=2 * settings.steps) if label.twice else settings
+
+
+def updates_of(label: Label, settings) -> int:
+    """Inner updates of a label, those of both runs for a refit, before they are rounded up to whole outer updates."""
+    return settings_of(label, settings).steps * (2 if label.then else 1)
 
 
 def folder_of(text: str) -> str:
@@ -65,7 +113,7 @@ def folder_of(text: str) -> str:
 
 def order_of(text: str) -> tuple:
     """Sort key of a label, known or not: single-task learning and equal weights first, numbers by their values."""
-    name, _, rest = text.removesuffix(WITH_DEV).partition(":")
+    name, _, rest = _apart(text)[0].partition(":")
     options = [(option, _number(value)) for option, _, value in _parts(rest)]
     return {"stl": 0, "equal": 1}.get(name, 2), name, options, text
 
@@ -102,6 +150,12 @@ def numbers_of(name: str) -> list[str]:
 def _kinds_of(annotation) -> list[type]:
     union = isinstance(annotation, types.UnionType)
     return [kind for kind in _KINDS if kind in (typing.get_args(annotation) if union else (annotation,))]
+
+
+def _apart(text: str) -> tuple[str, list[str]]:
+    """`("stl", ["+dev", "+twice"])` from "stl+dev+twice", whatever the order of the suffixes."""
+    found = _SUFFIXES.search(text)
+    return (text, []) if found is None else (text[: found.start()], re.findall(r"\+[a-z]+", found[0]))
 
 
 def _parts(options: str) -> list[tuple[str, str, str]]:

@@ -19,35 +19,43 @@ class Run(NamedTuple):
       directory: its folder.
       about: `run.json`.
       log: the lines of `metrics.jsonl`.
-      result: `result.json`, `None` for a run that is not finished.
+      result: `result.json`, `None` for a run that is not finished; the weights that a refit has learned are single
+        numbers, `learned_weight/<task>`.
+      seconds: that it took, with the run a refit learns from; `None` for a run that is not finished.
     """
 
     directory: pathlib.Path
     about: dict
     log: list[dict]
     result: dict | None
+    seconds: float | None = None
 
 
 def read_runs(directory: pathlib.Path) -> list[Run]:
     """The runs in a folder, wherever in it they lie: single-task learning first, then by method, settings and seed.
 
+    The run that a refit has learned from, within its folder, is a run of its own, unless it lies elsewhere as well.
+
     Raises:
       ValueError: no runs there, a damaged file, or the same run in two folders.
     """
     found = {}
-    for path in sorted(directory.rglob("run.json")):
+    for path in sorted(directory.rglob("run.json"), key=lambda path: (path.parent.name == records.LEARNING, path)):
         folder, about = path.parent, records.read_json(path)
         if missing := [field for field in (*records.IDENTITY, "primary", "metric") if field not in about]:
             raise ValueError(f"{path} lacks {', '.join(missing)}: it was not written by experiments.run.")
         register(about.get("metrics", {}))
-        log, result = folder / "metrics.jsonl", folder / "result.json"
+        log, result, timing = (folder / name for name in ("metrics.jsonl", "result.json", "timing.jsonl"))
         run = Run(
             folder,
             about,
             records.read_lines(log) if log.exists() else [],
-            records.read_json(result) if result.exists() else None,
+            flat(records.read_json(result)) if result.exists() else None,
+            sum(line["seconds"] for line in records.read_lines(timing)) if timing.exists() else None,
         )
         identity = json.dumps([about[field] for field in records.IDENTITY], sort_keys=True)
+        if identity in found and folder.name == records.LEARNING:
+            continue
         if identity in found:
             raise ValueError(
                 f"{found[identity].directory} and {folder} hold the same run. Delete one, or move it away."
@@ -56,6 +64,12 @@ def read_runs(directory: pathlib.Path) -> list[Run]:
     if not found:
         raise ValueError(f"{directory} holds no runs (no run.json in it or below). Make some with experiments.compare.")
     return [found[identity] for identity in sorted(found, key=lambda identity: _order(found[identity].about))]
+
+
+def flat(result: dict) -> dict:
+    """A result with the weights that a refit has learned as single numbers, `learned_weight/<task>`."""
+    plain = {name: value for name, value in result.items() if name != "learned_weights"}
+    return plain | {f"learned_weight/{task}": weight for task, weight in result.get("learned_weights", {}).items()}
 
 
 def _order(about: dict) -> tuple:

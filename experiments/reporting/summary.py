@@ -1,7 +1,10 @@
 """The table of a comparison: a row per method, with mean and 95 % interval of every result over the seeds.
 
 Seeds differ in split, noise and params, and their spread is in every interval. Two methods that ran on the same seeds
-are better told apart by the mean of their differences seed by seed, which is the last column.
+are better told apart by the mean of their differences seed by seed, which is a column of its own.
+
+Where methods do not all train for as many updates, as a refit, which trains twice, two more columns tell what each of
+them costs, as a multiple of the method that differences are to.
 """
 
 import math
@@ -46,6 +49,7 @@ def summarise(groups: dict[str, list], selected_by: list[str], against: str | No
     }
     shown = metrics.columns({name for of in results.values() for one in of.values() for name in one}, selected_by)
     headings = [metrics.heading(name) for name in shown]
+    costs = {} if against is None else _costs(groups, against)
     if against is not None and shown:
         headings.append(f"{headings[0]}, difference to {against}")
     rows = []
@@ -55,8 +59,34 @@ def summarise(groups: dict[str, list], selected_by: list[str], against: str | No
             pairs = [(one, results[against].get(place)) for place, one in found.items()]
             both = [one[shown[0]] - other[shown[0]] for one, other in pairs if other and shown[0] in {*one} & {*other}]
             cells.append("" if method == against else _cell(both, shown[0], sign="+"))
+        cells += [of[method] for of in costs.values()]
         rows.append((method, len(found), cells))
-    return Summary(headings, rows)
+    return Summary([*headings, *costs], rows)
+
+
+def _costs(groups: dict[str, list], against: str) -> dict[str, dict[str, str]]:
+    """`{heading: {method: cell}}`: updates and time of the finished runs; empty where all need as many updates."""
+    found = {
+        "updates": lambda run: run.result.get("updates", run.result.get("step")),
+        "time": lambda run: run.seconds,
+    }
+    means = {
+        what: {
+            method: [value for run in group if run.result is not None and (value := of(run)) is not None]
+            for method, group in groups.items()
+        }
+        for what, of in found.items()
+    }
+    if len({value for values in means["updates"].values() for value in values}) < 2:
+        return {}
+
+    def cell(values, reference):
+        return f"{np.mean(values) / np.mean(reference):.1f}x" if values and reference else "-"
+
+    return {
+        f"{what}, as a multiple of {against}": {method: cell(values, of[against]) for method, values in of.items()}
+        for what, of in means.items()
+    }
 
 
 def _cell(values, name: str, sign: str = "") -> str:

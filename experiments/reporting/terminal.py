@@ -11,6 +11,7 @@ from rich.table import Table
 
 from auxjax.training.memory import MemoryEstimate
 from experiments.evaluation.metrics import heading, metric_of
+from experiments.reporting.runs import flat
 from experiments.runtime import processes
 
 
@@ -86,6 +87,8 @@ def explain(results, metrics, against) -> None:
         line(f"  at best validation: on the test set, at the step with the best {by} on validation")
     if against is not None:
         line("  difference: at the last step, the mean of the differences seed by seed")
+    if against is not None and "updates" in results:
+        line("  updates, time: of both runs where weights are learned first; time has compilation in it")
     if "corrupted_auroc" in results:
         line("  corrupted AUROC: how well low weights tell wrong labels (0.5: not at all, 1: perfectly)")
 
@@ -100,7 +103,7 @@ def show_files(label: str, paths) -> None:
 def show_result(title: str, result: dict, directory: pathlib.Path) -> None:
     """The result of one run, and where its files are."""
     table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in result.items():
+    for name, value in flat(result).items():
         metric = metric_of(name)
         table.add_row(heading(name), f"{100 * value:.2f}" if metric.unit == "%" else f"{value:.4g}")
     show(table)

@@ -7,6 +7,7 @@ DIR/weights.npz      the weights the method gave the training examples at the en
 DIR/timing.jsonl     seconds per part of the run (not part of the result, which is reproducible to the bit)
 DIR/checkpoints/     the newest training states; DIR/checkpoints.json has their checksums
 DIR/damaged/         checkpoints that were no longer what was saved
+DIR/learning/        for a refit, the run that learns its weights, unless that lies elsewhere (experiments.compare)
 DIR/lock             empty; held by the process that works on the run, and free again once that process is gone
 """
 
@@ -21,12 +22,14 @@ import pathlib
 import platform
 import re
 import zlib
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 
 IDENTITY = ("config", "method", "seed", "settings")
-DATA = ("data", "data_crc32")
+DATA = ("data", "data_crc32", "learned_weights", "learned_crc32")  # the latter two for a refit
+LEARNING = "learning"  # within the folder of a refit: the run it learns from, unless that lies elsewhere
 FORMAT = 2  # of run.json and the checkpoints; runs of another one are read by reports, and not resumed
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the quota, the largest file allowed
 _LEFTOVERS = {"lock", "run.partial"}  # what a process killed while it claimed the folder can leave
@@ -44,12 +47,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def find_run(directory: pathlib.Path, description: dict) -> dict | None:
+def find_run(directory: pathlib.Path, description: dict, beside: Iterable[str] = ()) -> dict | None:
     """Looks whether a folder is free for a run, or holds it already; changes nothing.
 
     Args:
       directory: the run's folder, which need not be there.
       description: `{config, method, seed, settings}`, plain values: what makes two runs the same.
+      beside: names of what may lie in the folder before the run begins.
 
     Returns:
       The result of the run where it is already finished, `None` where there is work to do.
@@ -64,7 +68,7 @@ def find_run(directory: pathlib.Path, description: dict) -> dict | None:
         return read_json(result) if result.exists() else None
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; --out is the folder of a run. Use another --out.")
-    if directory.exists() and {entry.name for entry in directory.iterdir()} - _LEFTOVERS:
+    if directory.exists() and {entry.name for entry in directory.iterdir()} - _LEFTOVERS - set(beside):
         raise ValueError(f"{directory} is there already and holds no run.json, so it is not a run. Use another --out.")
     return None
 
@@ -76,11 +80,11 @@ def claim(directory: pathlib.Path, description: dict, beside: dict):
     Args:
       directory: the run's folder, made if missing.
       description: as for `find_run`.
-      beside: more plain values to write down. A run resumes with the data it began with: `data` and `data_crc32` must
-        be the same again.
+      beside: more plain values to write down. A run resumes with the data it began with, and a refit with the weights:
+        `DATA` must be the same again.
 
     Raises:
-      ValueError: another process works on this run, or the data have changed.
+      ValueError: another process works on this run, or the data or the weights have changed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("a") as lock:
@@ -197,6 +201,13 @@ def append_line(path: pathlib.Path, *rows: dict) -> None:
     """
     with full_disk_explained(path, path.parent), path.open("a") as stream:
         stream.write("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+
+
+def copy_timing(learning: pathlib.Path, directory: pathlib.Path) -> None:
+    """Puts the seconds of the run that a refit learns from at the head of its own, once: they are part of its cost."""
+    source, path = learning / "timing.jsonl", directory / "timing.jsonl"
+    if source.exists() and not path.exists():
+        append_line(path, *({**line, "of": "learning"} for line in read_lines(source)))
 
 
 def to_disk(path: pathlib.Path) -> None:

@@ -98,6 +98,11 @@ def make(config: str, settings, method: str, assignments: list[str], seeds: list
       ValueError: no such number of the method or the config, one that no program can leave open, or no values.
     """
     label = labels.parse(method)
+    if label != label._replace(twice=False, then=""):
+        raise ValueError(
+            f"--method {method}: a sweep is one program for all runs and all their steps, without {labels.TWICE}, "
+            f"{labels.REFIT} and {labels.KEEP}. Leave them out, or train one by one, with experiments.compare."
+        )
     names = [assignment.partition("=")[0] for assignment in assignments]
     for name in names:
         if names.count(name) > 1:

@@ -1,4 +1,4 @@
-"""One run: its data and its program, what it logs, and its results."""
+"""One run: its data and its program, what it logs, and its results; for a refit, both of its runs."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ from experiments.inputs.batches import Draw
 from experiments.methods import defaults, labels
 from experiments.runtime import processes, records
 from experiments.settings import check_seed, check_settings
-from experiments.training import checks, judging, loop, sources
+from experiments.training import checks, judging, loop, refit, sources
 
 # Shapes of no data, to try out a method's options before any are read.
 STAND_IN = Shapes(
@@ -40,7 +40,12 @@ STAND_IN = Shapes(
 
 def check_method(config: str, settings, method: str) -> None:
     """Raises a ValueError for a label no run can have, before any data are read."""
-    labels.make(method, defaults.options_of(configs.get(config), settings, STAND_IN))
+    label = labels.parse(method)
+    settings = labels.settings_of(label, settings)
+    check_settings(settings)
+    made = labels.make(method, defaults.options_of(configs.get(config), settings, STAND_IN))
+    if label.then:
+        refit.check(label, made)
 
 
 def describe(config: str, settings, method: str, seed: int) -> dict:
@@ -79,8 +84,24 @@ class Program(NamedTuple):
 def compiled(config: str, settings, method: str, shapes: Shapes, mesh=None) -> Program:
     """The program of a run, cached."""
     module = configs.get(config)
-    experiment = module.build(settings, shapes)
-    method = labels.make(method, defaults.options_of(module, settings, shapes))
+    made = labels.make(method, defaults.options_of(module, settings, shapes))
+    return _program(module.build(settings, shapes), made, settings, mesh)
+
+
+@functools.lru_cache(maxsize=32)
+def compiled_refit(config: str, settings, tasks: tuple[str, ...], place: tuple, shapes: Shapes, mesh=None) -> Program:
+    """The program of a refit, cached: one for all methods, whose weights lie in the state.
+
+    Args:
+      config, settings, shapes, mesh: as for `compiled`; dev is part of train in the shapes.
+      tasks: names of the auxiliary tasks.
+      place: the part of the batch that shows the primary target, and the examples of its pool, see `refit.method_of`.
+    """
+    experiment = configs.get(config).build(settings, shapes)
+    return _program(experiment, refit.method_of(experiment.model.primary, tasks, *place), settings, mesh)
+
+
+def _program(experiment: Experiment, method, settings, mesh) -> Program:
     init, step = make_step(
         experiment.step_model or experiment.model,
         method,
@@ -116,31 +137,40 @@ class Prepared(NamedTuple):
       trained_on: the same with dev in train, for a run that trains on both.
       program: what is compiled.
       feed: see `loop.Work`.
+      learned: the weights of a refit, `None` for any other run.
     """
 
     data: Data
     trained_on: Data
     program: Program
     feed: Any
+    learned: refit.Learned | None = None
 
 
-def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None, on_step=lambda step: None) -> dict:
+def train(
+    config, settings, method, seed, directory, *, learning=None, data_dir=None, mesh=None, on_step=lambda step: None
+) -> dict:
     """Runs, or resumes, one run and returns its result.
+
+    A label with "+refit" or "+keep" is two runs: the plain one, which learns weights, and one from scratch with them.
 
     Args:
       config: name of a config, or the path of one.
       settings: its `Settings`.
-      method: label of a method, see `methods.labels`; with the suffix "+dev" it trains on the dev examples, too.
+      method: label of a method, see `methods.labels`.
       seed: seed of the split, the label noise, the initial params and every later draw.
       directory: folder of the run.
+      learning: folder of the plain run of a refit, which is trained where it is not finished; `directory/learning` if
+        `None`.
       data_dir: where the data set lies, for configs that need one.
       mesh: a device mesh over which every batch is split, see `auxjax.training.parallel`; it is not part of the run's
         identity: a run may resume with another. With several processes, `directory` is one folder that all of them see.
-      on_step: called with the step number at every logged step, for progress bars.
+      on_step: called with the number of updates done, in both runs of a refit together, at every logged step.
 
     Raises:
       ValueError: anything wrong with the names, the settings, the data or the folder, before training starts.
-      FloatingPointError: a loss or a parameter stopped being finite; what was logged and saved stays.
+      FloatingPointError: a loss or a parameter stopped being finite, or no weights to train with were learned; what was
+        logged and saved stays.
       OSError: the disk is full, and the like; what was logged and saved stays.
       interruption.Preempted: the process was asked to stop; all is saved.
     """
@@ -150,13 +180,36 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
     check_method(config, settings, method)
     label = labels.parse(method)
     description = describe(config, settings, labels.text_of(label), seed)
-    finished = records.find_run(directory, description)
+    beside = {records.LEARNING} if label.then and learning is None else set()
+    finished = records.find_run(directory, description, beside)
     if finished is not None:
-        on_step(finished["step"])
+        on_step(finished.get("updates", finished["step"]))
         return finished
-    started = time.perf_counter()
+    options = {"data_dir": data_dir, "mesh": mesh, "on_step": on_step}
+    if not label.then:
+        return _train(config, settings, label, seed, directory, description, **options)
+    learning = directory / records.LEARNING if learning is None else pathlib.Path(learning)
+    processes.agree(True)  # the first process may still be writing the result that the others are to read
+    if not (learning / "result.json").exists():
+        _check_joined(config, labels.settings_of(label, settings), seed, data_dir)
+    first = train(config, settings, labels.text_of(labels.learning(label)), seed, learning, **options)
+    processes.agree(True)
+    options["on_step"] = lambda step: on_step(first["step"] + step)
+    return _train(config, settings, label, seed, directory, description, (learning, first), **options)
 
-    prepared = prepare(config, settings, label, seed, data_dir, mesh)
+
+def _check_joined(config, settings, seed, data_dir) -> None:
+    """Raises a ValueError for data whose dev examples cannot join train, before the first run of a refit."""
+    data = configs.get(config).load(settings, seed, data_dir)
+    check_data(data)
+    pools.with_dev(data)
+
+
+def _train(config, settings, label, seed, directory, description, learned=None, *, data_dir, mesh, on_step) -> dict:
+    """One run; `learned` are the folder and the result of the run whose weights it takes."""
+    settings = labels.settings_of(label, settings)
+    started = time.perf_counter()
+    prepared = prepare(config, settings, label, seed, data_dir, mesh, None if learned is None else learned[0])
     experiment, init, step, _ = prepared.program
     provenance = provenance_of(experiment, prepared.data.source, pools.checksum(prepared.data))
     provenance |= {"method_options": dict(label.options)}
@@ -164,14 +217,28 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
     params, model_state = experiment.init_params(key_params)
     inner, outer = next(prepared.feed(0))
     state = init(key_run, params, inner, model_state)
+    result = {}
+    if prepared.learned is not None:
+        state = refit.put_in(state, prepared.learned, experiment.model.primary, mesh)
+        result = {"learned_weights": prepared.learned.weights}
+        provenance |= result | {"learned_crc32": prepared.learned.checksum()}
     jax.eval_shape(step, state, inner, outer)  # shape errors surface here, before the output folder is claimed
     checkpointed = {"state": state, "best": _copy(judging.trained_of(state))}
+
+    def finish(checkpointed, note):
+        if learned is not None:
+            folder, first = learned
+            result["updates"] = first["step"] + int(checkpointed["state"].step)
+            if processes.is_first():
+                records.copy_timing(folder, directory)
+        return _finish(directory, prepared, mesh, result, checkpointed, note)
+
     work = loop.Work(
         feed=prepared.feed,
         advance=lambda state, batch: step(state, *batch),
         check=partial(_check, directory),
         log=partial(_log, directory, prepared),
-        finish=partial(_finish, directory, prepared, mesh),
+        finish=finish,
     )
     note = {"best": {}, "best_step": 0, "lines": 0}
     beginning = {"started": started, "on_step": on_step}
@@ -181,13 +248,17 @@ def train(config, settings, method, seed, directory, *, data_dir=None, mesh=None
 def estimate(config, settings, method, seed, *, data_dir=None, mesh=None) -> MemoryEstimate:
     """The memory that `train` would need on the device, from the compiled step; nothing is trained or written.
 
+    For a refit, that of the run which learns the weights: the other one needs less.
+
     Raises:
       ValueError: anything wrong with the names, the settings or the data.
     """
     check_settings(settings)
     check_seed(seed)
     check_method(config, settings, method)
-    prepared = prepare(config, settings, labels.parse(method), seed, data_dir, mesh)
+    label = labels.parse(method)
+    settings = labels.settings_of(label, settings)
+    prepared = prepare(config, settings, labels.learning(label) or label, seed, data_dir, mesh)
     experiment, init, step, _ = prepared.program
     key = jax.random.key(seed)
     params, model_state = jax.eval_shape(experiment.init_params, key)
@@ -202,13 +273,29 @@ def estimate(config, settings, method, seed, *, data_dir=None, mesh=None) -> Mem
     return estimate_memory(step, state, inner, outer)
 
 
-def prepare(config, settings, label, seed, data_dir, mesh) -> Prepared:
-    """Reads the data and builds the program; nothing is computed or written."""
+def prepare(config, settings, label, seed, data_dir, mesh, learning=None) -> Prepared:
+    """Reads the data and builds the program; nothing is computed or written.
+
+    `learning` is the folder of the finished run whose weights a refit takes.
+
+    Raises:
+      FloatingPointError: it has learned no weights to train with.
+    """
     data = configs.get(config).load(settings, seed, data_dir)
     check_data(data)
-    trained_on = pools.with_dev(data) if label.with_dev or settings.dev == "train" else data
-    bare = labels.text_of(label._replace(with_dev=False))
-    program = compiled(config, settings, bare, pools.shapes(trained_on), mesh)
+    joins = label.with_dev or settings.dev == "train" or learning is not None
+    trained_on = pools.with_dev(data) if joins else data
+    shapes, learned = pools.shapes(trained_on), None
+    if learning is None:
+        program = compiled(config, settings, labels.text_of(labels.plain(label)), shapes, mesh)
+    else:
+        experiment = configs.get(config).build(settings, shapes)
+        primary, (part, pool) = experiment.model.primary, sources.primary_part(experiment, trained_on)
+        known, size = sources.labelled(experiment, data), pools.count(trained_on.pools[pool])
+        learned = refit.learned(learning, label.then, primary, known, size - known.size)
+        tasks = tuple(sorted(set(learned.weights) - {primary}))
+        place = (part, None if learned.examples is None else size)
+        program = compiled_refit(config, settings, tasks, place, shapes, mesh)
     experiment = program.experiment
     inner = sources.inner_arrays(experiment, trained_on)
     outer = sources.outer_arrays(experiment, trained_on, dev=settings.dev)
@@ -217,7 +304,7 @@ def prepare(config, settings, label, seed, data_dir, mesh) -> Prepared:
     else:
         inner = on_device(inner, mesh)
         feed = feeds.resident(inner, inner if settings.dev == "train" else on_device(outer, mesh))
-    return Prepared(data, trained_on, program, feed)
+    return Prepared(data, trained_on, program, feed, learned)
 
 
 def on_device(arrays, mesh=None):
@@ -254,15 +341,18 @@ def _log(directory, prepared: Prepared, checkpointed, note, step, metrics) -> No
     note["lines"] += 1
 
 
-def _finish(directory, prepared: Prepared, mesh, checkpointed, note) -> dict:
-    """Looks at the test pools, once: with the last params, and with those that validation chose."""
+def _finish(directory, prepared: Prepared, mesh, further: dict, checkpointed, note) -> dict:
+    """Looks at the test pools, once: with the last params, and with those that validation chose.
+
+    `further` is what else the result holds.
+    """
     experiment, data, state = prepared.program.experiment, prepared.data, checkpointed["state"]
     found = {
         "test": judging.judge(experiment, processes.local_copy(judging.trained_of(state)), data, "test"),
         "selected_test": judging.judge(experiment, processes.local_copy(Trained(*checkpointed["best"])), data, "test"),
         "selected_validation": note["best"],
     }
-    result = {"step": int(state.step), "selected_step": note["best_step"]}
+    result = {"step": int(state.step), "selected_step": note["best_step"], **further}
     result |= {f"{place}_{name}": value for place, values in found.items() for name, value in values.items()}
     weights = training_weights(prepared.program, state, prepared.trained_on, mesh)
     result |= told_apart(weights, experiment, prepared.trained_on)

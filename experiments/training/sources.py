@@ -78,6 +78,16 @@ def hidden_arrays(experiment: Experiment, data: Data) -> dict[str, np.ndarray]:
     return ids if wrong is None else ids | {"corrupted": wrong}
 
 
+def labelled(experiment: Experiment, data: Data) -> np.ndarray:
+    """Bool [n], which examples of the primary pool show the primary target."""
+    pool = data.pools[primary_part(experiment, data)[1]]
+    found = np.ones(pools.count(pool), bool)
+    for name, array in pool.arrays.items():
+        if data.columns[name].role == "mask" and data.columns[name].of == data.primary:
+            found &= pools.rows(array, 0, found.size).astype(bool).reshape(found.size, -1).any(axis=1)
+    return found
+
+
 def corrupted(experiment: Experiment, data: Data) -> np.ndarray | None:
     """Bool [n], which primary targets of the primary pool are known to be wrong; `None` without their truth."""
     arrays = data.pools[primary_part(experiment, data)[1]].arrays

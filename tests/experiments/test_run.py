@@ -39,7 +39,7 @@ BAD = {
     "no method but +dev": (["--method", "+dev"], "There is no method ''"),
     "option without a value": (["--method", "equal:reduction"], "expected NAME:OPTION=VALUE"),
     "impossible option": (["--method", "dwa:window=0"], "dwa(window=0"),
-    "+dev twice": (["--method", "stl+dev+dev"], "Did you mean 'stl'"),
+    "+dev twice": (["--method", "stl+dev+dev"], "Did you mean 'stl+dev'"),
     "unknown setting": (["--set", "nois=0.2"], "no setting 'nois'. Did you mean noise"),
     "no value": (["--set", "noise"], "expected name=value"),
     "word for a number": (["--set", "noise=much"], "expected a number, such as noise=0.4"),

@@ -3,7 +3,19 @@
 import pytest
 
 from auxjax import Method, methods
-from experiments.methods.labels import Label, folder_of, make, order_of, parse, text_of
+from experiments.methods.labels import (
+    Label,
+    folder_of,
+    learning,
+    make,
+    order_of,
+    parse,
+    plain,
+    settings_of,
+    text_of,
+    updates_of,
+)
+from experiments.settings import RunSettings
 
 
 @pytest.mark.parametrize(
@@ -11,6 +23,9 @@ from experiments.methods.labels import Label, folder_of, make, order_of, parse, 
     [
         ("stl", Label("stl", (), False)),
         ("stl+dev", Label("stl", (), True)),
+        ("stl+twice", Label("stl", (), False, twice=True)),
+        ("jtds+refit", Label("jtds", (), False, then="refit")),
+        ("arml:total=none+dev+twice+keep", Label("arml", (("total", None),), True, True, "keep")),
         ("equal:auxiliary_weight=0.3", Label("equal", (("auxiliary_weight", 0.3),), False)),
         ("equal:auxiliary_weight=1e+3+dev", Label("equal", (("auxiliary_weight", 1000.0),), True)),
         (
@@ -48,6 +63,15 @@ def test_labels_are_folders_with_plain_names():
     [
         ("jtdz", "There is no method 'jtdz'. Did you mean 'jtds'"),
         ("jtdz:form=x", "There is no method 'jtdz'"),
+        (
+            "equal+twice+dev",
+            "+dev, +twice, and +refit or +keep in this order, each at most once. Did you mean 'equal+dev+",
+        ),
+        ("equal:auxiliary_weight=1+refit+dev", "Did you mean 'equal:auxiliary_weight=1+dev+refit'"),
+        ("equal+refit+keep", "Did you mean 'equal+refit'"),
+        ("equal+keep+keep", "Did you mean 'equal+keep'"),
+        ("equal+refits", "There is no method 'equal+refits'"),
+        ("+refit", "There is no method ''"),
         ("equal+dev:auxiliary_weight=1", "There is no method 'equal+dev'"),
         ("equal:", "expected NAME:OPTION=VALUE, more options behind a +"),
         ("equal:auxiliary_weight", "expected NAME:OPTION=VALUE"),
@@ -89,10 +113,33 @@ def test_options_of_the_label_come_before_those_of_the_config():
 
 
 def test_the_order_of_a_table():
-    texts = ["jtds", "equal:auxiliary_weight=10", "equal:auxiliary_weight=3", "equal", "arml", "stl+dev", "stl"]
-    wanted = ["stl", "stl+dev", "equal", "equal:auxiliary_weight=3", "equal:auxiliary_weight=10", "arml", "jtds"]
+    texts = [
+        "jtds+refit",
+        "equal:auxiliary_weight=3+dev+twice",
+        "jtds",
+        "equal:auxiliary_weight=10",
+        "equal:auxiliary_weight=3",
+        "equal",
+        "arml",
+        "stl+dev",
+        "stl",
+    ]
+    wanted = ["stl", "stl+dev", "equal", "equal:auxiliary_weight=3", "equal:auxiliary_weight=3+dev+twice"]
+    wanted += ["equal:auxiliary_weight=10", "arml", "jtds", "jtds+refit"]
     assert sorted(texts, key=order_of) == wanted
     assert sorted(["one_of_last_year:form=x", "stl"], key=order_of)[0] == "stl"  # old runs are shown, too
+
+
+def test_what_a_label_trains():
+    settings = RunSettings(steps=30)
+    found = parse("arml:total=2+dev+twice+refit")
+    assert text_of(learning(found)) == "arml:total=2+dev+twice"
+    assert learning(parse("arml+dev+twice")) is None
+    assert text_of(plain(found)) == "arml:total=2"
+    assert settings_of(found, settings) == RunSettings(steps=60)
+    assert settings_of(parse("arml+refit"), settings) is settings
+    texts = ("arml", "arml+twice", "arml+keep", "arml+twice+refit")
+    assert [updates_of(parse(text), settings) for text in texts] == [30, 60, 60, 120]
 
 
 def test_every_name_is_a_label():

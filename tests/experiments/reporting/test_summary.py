@@ -34,6 +34,21 @@ def test_means_intervals_and_differences_seed_by_seed():
     assert as_table(found, "title").row_count == 3
 
 
+def test_costs_where_methods_differ_in_their_updates():
+    def run(seed, updates, seconds):
+        result = {"test_accuracy": 0.5, **updates}
+        return Run(None, {"config": "c", "seed": seed, "metric": "accuracy"}, [], result, seconds)
+
+    plain = [run(0, {"step": 40}, 2.0), run(1, {"step": 40}, 4.0)]
+    refit = [run(0, {"step": 40, "updates": 80}, 9.0), run(1, {"step": 40, "updates": 80}, None)]
+    groups = {"equal": plain, "arml": [run(0, {"step": 40}, None)], "arml+refit": refit}
+    found = summarise(groups, ["accuracy"], "equal")
+    assert found.headings[2:] == ["updates, as a multiple of equal", "time, as a multiple of equal"]
+    assert [cells[2:] for *_, cells in found.rows] == [["1.0x", "1.0x"], ["1.0x", "-"], ["2.0x", "3.0x"]]
+    assert len(summarise(groups, ["accuracy"], None).headings) == 1
+    assert len(summarise({"equal": plain, "arml": plain}, ["accuracy"], "equal").headings) == 2
+
+
 def test_no_column_without_a_reference_and_gaps_where_nothing_is_finished():
     assert summarise(runs(), ["accuracy"], None).headings == ["test accuracy %"]
     unfinished = runs({**ACCURACIES, "stl": {0: None}})
