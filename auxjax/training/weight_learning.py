@@ -96,7 +96,7 @@ def make_rounds(
     draw_held_out: Callable[..., PyTree],
     draw_measured: Callable[..., PyTree] | None = None,
     folds: int = 4,
-    updates: int = 200,
+    updates: int = 100,
     measure_at: tuple[float, ...] = (0.5, 0.75, 1.0),
     hypergradient: Estimator | None = None,
     rate: float = 2.0,
@@ -133,7 +133,7 @@ def make_rounds(
     where = "learn_weights"
     draw_measured = draw_inner if draw_measured is None else draw_measured
     draws = {"draw_inner": draw_inner, "draw_held_out": draw_held_out, "draw_measured": draw_measured}
-    checks.function(where, init_params=init_params, **draws)
+    checks.function(where, **{"init_params": init_params, **draws})
     checks.count(where, 2, folds=folds)
     checks.count(where, 1, updates=updates)
     checks.number(where, above=0, rate=rate)
@@ -162,7 +162,9 @@ def make_rounds(
         return jax.eval_shape(one, data)
 
     def tasks(data) -> list[str]:
-        return evaluation.auxiliary_or_raise(where, Context(model, optimizer), losses_of(data))
+        return evaluation.auxiliary_or_raise(
+            where, Context(model, optax.with_extra_args_support(optimizer)), losses_of(data)
+        )
 
     def weights_of(state: WeightState) -> jax.Array:
         size = state.logits.shape[0] if total is None else total
@@ -323,15 +325,15 @@ def learn_weights(
     *,
     draw_inner: Callable[..., PyTree],
     draw_held_out: Callable[..., PyTree],
-    rounds: int = 5,
+    rounds: int = 10,
     state: WeightState | None = None,
     on_round: Callable[[int, WeightState, RoundInfo], Any] | None = None,
     **options: Any,
 ) -> LearnedWeights:
     """Learns the weights of a model's auxiliary tasks from nothing but its training data.
 
-    `K F T` short trainings and a few exact hypergradients tell what each task is worth on labels that were held out;
-    see the head of this file for the formulas. Train with the weights afterwards, on all labels:
+    Short trainings and a few exact hypergradients tell what each task is worth on labels that were held out; see
+    `make_rounds`, and docs/learn_weights.md for the derivation. Train with the weights afterwards, on all labels:
 
         learned = auxjax.learn_weights(model, optimizer, init_params, data, key, draw_inner=..., draw_held_out=...)
         method = auxjax.methods.get("fixed_weights", weights=learned.weights)
@@ -351,7 +353,7 @@ def learn_weights(
 
     Returns:
       `LearnedWeights`. Cost: R F T joint gradients (with the defaults 4,000, as much as two ordinary runs of 2,000
-      updates), and the measurements.
+      updates), and R F M hypergradients of about 20 gradients each.
 
     Raises:
       TypeError, ValueError: an impossible option; a model without auxiliary tasks.

@@ -20,6 +20,7 @@ import time
 import numpy as np
 
 from auxjax import methods as known_methods
+from auxjax.training.refit import kept
 from benchmarks.known_worth import cross_fit, report
 from benchmarks.known_worth.training import inputs, train
 from experiments.data.known_worth import GROUPS, VARIANTS
@@ -64,10 +65,18 @@ def group_of(task: str) -> str:
 
 
 def learned_weights(row) -> dict[str, np.ndarray]:
-    """`{task: [S]}`: means over the last half of the log over the primary task's, at least 0."""
-    means = {task: weights[len(weights) // 2 :].mean(axis=0) for task, weights in row.weights.items()}
+    """`{task: [S]}`: means over the last tenth of the log over the primary task's, at least 0."""
+    means = {task: weights[-max(1, len(weights) // 10) :].mean(axis=0) for task, weights in row.weights.items()}
     primary = means.pop("class")
     return {"class": np.ones_like(primary), **{task: np.maximum(mean / primary, 0) for task, mean in means.items()}}
+
+
+def selected(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`{task: [S]}`: 1 for the tasks whose weights stand out, 0 for the others."""
+    names = [task for task in weights if task != "class"]
+    table = np.stack([weights[name] for name in names])
+    chosen = np.stack([kept(column) for column in table.T], axis=1).astype(float)
+    return {"class": weights["class"], **dict(zip(names, chosen, strict=True))}
 
 
 def aurocs(weights: dict[str, np.ndarray]) -> list[float]:
@@ -134,6 +143,8 @@ def run_method(book: Book, variant: str, method: str, seeds: list[int], steps: i
     accuracy = refit(variant, seeds, weights, steps)
     more = {"seconds_of_learning": learning, "seconds": time.perf_counter() - start}
     book.add(variant, f"{method}+refit", seeds, accuracy, weights, **more)
+    chosen = selected(weights)
+    book.add(variant, f"{method}+keep", seeds, refit(variant, seeds, chosen, steps), chosen, **more)
 
 
 def main(argv=None) -> int:

@@ -45,8 +45,10 @@ def load(settings, seed, data_dir):
 
 
 def method_options(settings, shapes) -> dict[str, dict]:
-    """Options of the methods that need some."""
-    return common_options(settings, shapes, shapes.tasks[1:], max_updates=150, fixed_weight=1.0)
+    """Options of the methods that need some; all weights have one learning rate."""
+    options = common_options(settings, shapes, shapes.tasks[1:], max_updates=150, fixed_weight=1.0)
+    options["arml"]["outer_optimizer"] = optax.adam(settings.weight_learning_rate)
+    return options
 
 
 def build(settings, shapes) -> Experiment:

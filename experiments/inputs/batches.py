@@ -41,10 +41,13 @@ class Draw:
     epochs: bool = False
     pool: str | None = None
 
-    def __call__(self, arrays, key, *, step=None, run_key=None):
-        """A batch from arrays that lie on the device; `step` and `run_key` are those of the run."""
+    def __call__(self, arrays, key, *, step=None, run_key=None, rows=None):
+        """A batch from arrays that lie on the device; `step` and `run_key` are those of the run.
+
+        Given `rows`, int `[m]`, it draws from these rows of the pool alone.
+        """
         key_indices, key_augment = jax.random.split(key)
-        total = length(arrays)
+        total = length(arrays) if rows is None else rows.shape[0]
         size = min(self.batch_size, total)
         if self.epochs:
             batches = total // size
@@ -53,6 +56,7 @@ class Draw:
             indices = jax.lax.dynamic_slice_in_dim(order, step % batches * size, size)
         else:
             indices = jax.random.choice(key_indices, total, (size,), replace=False)
+        indices = indices if rows is None else rows[indices]
         return self.prepare(take(arrays, indices), key_augment)
 
     def prepare(self, examples, key):
@@ -78,10 +82,11 @@ class Draws:
 
     of: Mapping[str, Draw] = dataclasses.field(hash=False)
 
-    def __call__(self, pools, key, *, step=None, run_key=None):
-        """Batches from `{part: arrays}` that lie on the device."""
+    def __call__(self, pools, key, *, step=None, run_key=None, rows=None):
+        """Batches from `{part: arrays}` that lie on the device; from `{part: rows}` alone where given."""
         found = {}
         for place, (name, draw) in enumerate(self.of.items()):
             own = None if run_key is None else jax.random.fold_in(run_key, jnp.uint32(_POOLS + place))
-            found[name] = draw(pools[name], jax.random.fold_in(key, place), step=step, run_key=own)
+            of_part = {"step": step, "run_key": own, "rows": (rows or {}).get(name)}
+            found[name] = draw(pools[name], jax.random.fold_in(key, place), **of_part)
         return found

@@ -19,7 +19,7 @@ import typing
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from auxjax import Method, methods
+from auxjax import Method, learn_weights, make_rounds, methods
 
 WITH_DEV, TWICE, REFIT, KEEP = "+dev", "+twice", "+refit", "+keep"
 SUFFIXES = f"{WITH_DEV}, {TWICE}, and {REFIT} or {KEEP}"
@@ -28,6 +28,7 @@ HELP = (  # of the commands
     f"from scratch, on train and dev, with the weights learned, held fixed, and {KEEP} with those tasks and examples "
     "alone whose weights stand out; in this order"
 )
+CROSS_FIT = "cross_fit"  # no method of `auxjax.methods`: `auxjax.learn_weights`, which learns weights and nothing else
 _SUFFIXES = re.compile(r"(?:\+(?:dev|twice|refit|keep))+$")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "none"}
 _FORM = "NAME:OPTION=VALUE, more options behind a +, such as equal:auxiliary_weight=0.3+reduction=mean"
@@ -68,7 +69,7 @@ def parse(text: str) -> Label:
             f"{bare + ''.join(ordered)!r}?"
         )
     name, colon, rest = bare.partition(":")
-    if name not in methods.names():
+    if name != CROSS_FIT and name not in methods.names():
         methods.get(name)
     options = {}
     for option, equals, value in _parts(rest) if colon else []:
@@ -76,6 +77,11 @@ def parse(text: str) -> Label:
             raise ValueError(f"method {text!r}: expected {_FORM}, each option once.")
         options[option] = _value(text, name, option, value)
     then = next((suffix[1:] for suffix in ordered if suffix in (REFIT, KEEP)), "")
+    if name == CROSS_FIT and {WITH_DEV, TWICE} & set(ordered):
+        raise ValueError(
+            f"method {text!r}: {CROSS_FIT} learns from train and dev in rounds of its own length; leave {WITH_DEV} and "
+            f"{TWICE} out."
+        )
     return Label(name, tuple(sorted(options.items())), WITH_DEV in ordered, TWICE in ordered, then)
 
 
@@ -103,7 +109,7 @@ def settings_of(label: Label, settings):
 
 def updates_of(label: Label, settings) -> int:
     """Inner updates of a label, those of both runs for a refit, before they are rounded up to whole outer updates."""
-    return settings_of(label, settings).steps * (2 if label.then else 1)
+    return settings_of(label, settings).steps * (2 if label.then and label.name != CROSS_FIT else 1)
 
 
 def folder_of(text: str) -> str:
@@ -143,8 +149,16 @@ def make(text: str, defaults: Mapping[str, Mapping], **given) -> Method:
 
 def numbers_of(name: str) -> list[str]:
     """The options of a method that take any number: no counts, words or choices."""
-    parameters = inspect.signature(getattr(methods, name)).parameters
+    parameters = _parameters(name)
     return [option for option, about in parameters.items() if float in _kinds_of(about.annotation)]
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a method's function; of `cross_fit`, those of its rounds and how many there are."""
+    if name != CROSS_FIT:
+        return inspect.signature(getattr(methods, name)).parameters
+    rounds = inspect.signature(learn_weights).parameters["rounds"]
+    return {"rounds": rounds, **inspect.signature(make_rounds).parameters}
 
 
 def _kinds_of(annotation) -> list[type]:
@@ -172,7 +186,11 @@ def _number(value: str) -> float:
 
 def _value(text: str, name: str, option: str, value: str):
     """The value in the type the method's signature has for it."""
-    parameters = inspect.signature(getattr(methods, name)).parameters
+    parameters = _parameters(name)
+    if option not in parameters and name == CROSS_FIT:
+        raise ValueError(
+            f"method {text!r}: {CROSS_FIT} has no option {option!r}. Its options: {', '.join(parameters)}."
+        )
     if option not in parameters:
         methods.get(name, **{option: value})  # raises, and lists the options
     kinds = _kinds_of(parameters[option].annotation)

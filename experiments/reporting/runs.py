@@ -44,6 +44,8 @@ def read_runs(directory: pathlib.Path) -> list[Run]:
         folder, about = path.parent, records.read_json(path)
         if missing := [field for field in (*records.IDENTITY, "primary", "metric") if field not in about]:
             raise ValueError(f"{path} lacks {', '.join(missing)}: it was not written by experiments.run.")
+        if about.get("learning_only"):  # it has trained no model that could be judged
+            continue
         register(about.get("metrics", {}))
         log, result, timing = (folder / name for name in ("metrics.jsonl", "result.json", "timing.jsonl"))
         run = Run(

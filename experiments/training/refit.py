@@ -1,6 +1,6 @@
 """The refit of a run: what the run has learned, and the method that trains with it from scratch.
 
-The weights of tasks are the means over the last half of the log, relative to the primary task's; those of the primary
+The weights of tasks are the means over the last tenth of the log, relative to the primary task's; those of the primary
 task's training examples are the last ones, where they differ. Dev examples count 1. `+refit` takes the numbers, `+keep`
 their order: the tasks and examples above a threshold count 1, the others 0. `auxjax.training.refit` has the formulas.
 
@@ -69,9 +69,9 @@ def learned(directory: pathlib.Path, then: str, primary: str, labelled: np.ndarr
       FloatingPointError: the weights are not finite, or the primary task's are not positive.
     """
     log = records.read_lines(directory / "metrics.jsonl")
-    half = log[len(log) // 2 :]
-    names = [name for name in half[-1] if name.startswith("weight/")]
-    by_task = {name.removeprefix("weight/"): [line[name] for line in half] for name in names}
+    last = log[-max(1, len(log) // 10) :]
+    names = [name for name in last[-1] if name.startswith("weight/")]
+    by_task = {name.removeprefix("weight/"): [line[name] for line in last] for name in names}
     with np.load(directory / "weights.npz") as arrays:
         found = arrays[f"weight/{primary}"] if f"weight/{primary}" in arrays.files else None
     try:

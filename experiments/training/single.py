@@ -27,7 +27,7 @@ from experiments.inputs.batches import Draw
 from experiments.methods import defaults, labels
 from experiments.runtime import processes, records
 from experiments.settings import check_seed, check_settings
-from experiments.training import checks, judging, loop, refit, sources
+from experiments.training import checks, cross_fit, judging, loop, refit, sources
 
 # Shapes of no data, to try out a method's options before any are read.
 STAND_IN = Shapes(
@@ -43,6 +43,9 @@ def check_method(config: str, settings, method: str) -> None:
     label = labels.parse(method)
     settings = labels.settings_of(label, settings)
     check_settings(settings)
+    if label.name == labels.CROSS_FIT:
+        cross_fit.check(label)
+        return
     made = labels.make(method, defaults.options_of(configs.get(config), settings, STAND_IN))
     if label.then:
         refit.check(label, made)
@@ -186,6 +189,14 @@ def train(
         on_step(finished.get("updates", finished["step"]))
         return finished
     options = {"data_dir": data_dir, "mesh": mesh, "on_step": on_step}
+    if not label.then and label.name == labels.CROSS_FIT:
+        if mesh is not None or settings.input == "stream":
+            raise ValueError(
+                f"{method}: its folds are one program on one device; leave --devices and input=stream out."
+            )
+        options |= {"place": on_device}
+        del options["mesh"]
+        return cross_fit.learn(config, settings, label, seed, directory, description, **options)
     if not label.then:
         return _train(config, settings, label, seed, directory, description, **options)
     learning = directory / records.LEARNING if learning is None else pathlib.Path(learning)
@@ -258,6 +269,8 @@ def estimate(config, settings, method, seed, *, data_dir=None, mesh=None) -> Mem
     check_method(config, settings, method)
     label = labels.parse(method)
     settings = labels.settings_of(label, settings)
+    if label.name == labels.CROSS_FIT:
+        raise ValueError(f"{method}: the memory of its rounds is not estimated; leave --dry-run out.")
     prepared = prepare(config, settings, labels.learning(label) or label, seed, data_dir, mesh)
     experiment, init, step, _ = prepared.program
     key = jax.random.key(seed)
