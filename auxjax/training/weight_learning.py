@@ -100,7 +100,9 @@ def make_rounds(
     measure_at: tuple[float, ...] = (0.5, 0.75, 1.0),
     hypergradient: Estimator | None = None,
     rate: float = 2.0,
-    total: float | None = None,
+    form: str = "bounded",
+    largest: float = 3.0,
+    centre: bool = True,
     loop: str | None = None,
 ) -> Rounds:
     """The rounds as functions, to be called one by one, saved in between, or mapped over seeds.
@@ -137,8 +139,8 @@ def make_rounds(
     checks.count(where, 2, folds=folds)
     checks.count(where, 1, updates=updates)
     checks.number(where, above=0, rate=rate)
-    if total is not None:
-        checks.number(where, above=0, total=total)
+    checks.number(where, above=1, known=True, largest=largest)
+    checks.one_of(where, ("bounded", "simplex"), form=form)
     checks.one_of(where, ("scan", "host", None), loop=loop)
     if not measure_at or list(measure_at) != sorted(set(measure_at)) or not 0 < measure_at[0] <= measure_at[-1] <= 1:
         raise ValueError(f"{where}(measure_at={measure_at}): expected shares of a round, ascending, above 0, up to 1.")
@@ -167,8 +169,9 @@ def make_rounds(
         )
 
     def weights_of(state: WeightState) -> jax.Array:
-        size = state.logits.shape[0] if total is None else total
-        return size * jax.nn.softmax(state.logits)
+        if form == "simplex":
+            return state.logits.shape[0] * jax.nn.softmax(state.logits)
+        return largest * jax.nn.sigmoid(state.logits - jnp.log(largest - 1))
 
     def init(key, data) -> WeightState:
         checks.key(where, key)
@@ -229,7 +232,7 @@ def make_rounds(
     def conclude(state: WeightState, measured) -> tuple[WeightState, RoundInfo]:
         signal, held_out, trained, residual = measured
         mean = jnp.mean(signal, axis=(0, 1))
-        mean = mean - jnp.mean(mean)
+        mean = mean - jnp.mean(mean) if centre else mean
         squares = state.squares + jnp.mean(jnp.square(mean))
         step = rate * mean / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
         new = WeightState(state.round + 1, state.key, state.logits - step, squares)

@@ -172,6 +172,21 @@ def with_dev(data: Data) -> Data:
     return data._replace(pools=pools)
 
 
+def dev_only(data: Data) -> Data:
+    """The data of a control that sees nothing but dev: every dev pool in the place of the train pool it joins.
+
+    Raises:
+      ValueError: a dev pool that lacks columns of that train pool.
+    """
+    pools = dict(data.pools)
+    for name, dev in of_purpose(data, "dev").items():
+        target = joined(data, name)
+        if lacking := sorted(set(pools[target].arrays) - set(dev.arrays)):
+            raise ValueError(f"dev_only: {name!r} lacks the columns {lacking} of {target!r}, whose place it takes.")
+        pools[target] = pools[target]._replace(arrays={key: dev.arrays[key] for key in pools[target].arrays})
+    return data._replace(pools=pools)
+
+
 def checksum(data: Data) -> int:
     """CRC-32 over every array of every pool, with names, purposes, shapes and dtypes, whatever the order of the dicts.
 

@@ -6,6 +6,7 @@ Options are those of the method's function in `auxjax.methods` that take a numbe
 method with the same options has one label, whatever their order. The suffixes come in this order:
 
     +dev             trains on the dev examples as well
+    +dev_only        trains on the dev examples and on no others: what they are worth alone
     +twice           trains for twice the config's steps: the control that costs what a refit costs
     +refit, +keep    trains a second time, from scratch, on train and dev, with the weights that the first run has
                      learned, held fixed; or with the tasks and examples whose weights stand out, and no others
@@ -21,15 +22,15 @@ from typing import NamedTuple
 
 from auxjax import Method, learn_weights, make_rounds, methods
 
-WITH_DEV, TWICE, REFIT, KEEP = "+dev", "+twice", "+refit", "+keep"
-SUFFIXES = f"{WITH_DEV}, {TWICE}, and {REFIT} or {KEEP}"
+WITH_DEV, DEV_ONLY, TWICE, REFIT, KEEP = "+dev", "+dev_only", "+twice", "+refit", "+keep"
+SUFFIXES = f"{WITH_DEV} or {DEV_ONLY}, {TWICE}, and {REFIT} or {KEEP}"
 HELP = (  # of the commands
-    f"{WITH_DEV} trains on the dev examples, too; {TWICE} trains for twice the steps; {REFIT} trains a second time, "
-    f"from scratch, on train and dev, with the weights learned, held fixed, and {KEEP} with those tasks and examples "
-    "alone whose weights stand out; in this order"
+    f"{WITH_DEV} trains on the dev examples, too, {DEV_ONLY} on nothing else; {TWICE} trains for twice the steps; "
+    f"{REFIT} trains a second time, from scratch, on train and dev, with the weights learned, held fixed, and {KEEP} "
+    "with those tasks and examples alone whose weights stand out; in this order"
 )
 CROSS_FIT = "cross_fit"  # no method of `auxjax.methods`: `auxjax.learn_weights`, which learns weights and nothing else
-_SUFFIXES = re.compile(r"(?:\+(?:dev|twice|refit|keep))+$")
+_SUFFIXES = re.compile(r"(?:\+(?:dev|dev_only|twice|refit|keep))+$")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "none"}
 _FORM = "NAME:OPTION=VALUE, more options behind a +, such as equal:auxiliary_weight=0.3+reduction=mean"
 
@@ -43,6 +44,7 @@ class Label(NamedTuple):
       with_dev: whether it trains on the dev examples, too.
       twice: whether it trains for twice the config's steps.
       then: "refit" or "keep" for a second run with what the first has learned, "" for none.
+      dev_only: whether it trains on the dev examples in place of the train pools that they join.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Label(NamedTuple):
     with_dev: bool
     twice: bool = False
     then: str = ""
+    dev_only: bool = False
 
 
 def parse(text: str) -> Label:
@@ -60,9 +63,10 @@ def parse(text: str) -> Label:
         another order.
     """
     bare, suffixes = _apart(text)
-    ordered = [suffix for suffix in (WITH_DEV, TWICE, REFIT, KEEP) if suffix in suffixes]
-    if REFIT in ordered and KEEP in ordered:
-        ordered.remove(KEEP)
+    ordered = [suffix for suffix in (WITH_DEV, DEV_ONLY, TWICE, REFIT, KEEP) if suffix in suffixes]
+    for one, other in ((REFIT, KEEP), (WITH_DEV, DEV_ONLY)):
+        if one in ordered and other in ordered:
+            ordered.remove(other)
     if suffixes != ordered:
         raise ValueError(
             f"method {text!r}: expected the suffixes {SUFFIXES} in this order, each at most once. Did you mean "
@@ -77,18 +81,26 @@ def parse(text: str) -> Label:
             raise ValueError(f"method {text!r}: expected {_FORM}, each option once.")
         options[option] = _value(text, name, option, value)
     then = next((suffix[1:] for suffix in ordered if suffix in (REFIT, KEEP)), "")
-    if name == CROSS_FIT and {WITH_DEV, TWICE} & set(ordered):
+    if name == CROSS_FIT and {WITH_DEV, DEV_ONLY, TWICE} & set(ordered):
         raise ValueError(
-            f"method {text!r}: {CROSS_FIT} learns from train and dev in rounds of its own length; leave {WITH_DEV} and "
-            f"{TWICE} out."
+            f"method {text!r}: {CROSS_FIT} learns from train and dev in rounds of its own length; leave {ordered[0]} "
+            "out."
         )
-    return Label(name, tuple(sorted(options.items())), WITH_DEV in ordered, TWICE in ordered, then)
+    if then and DEV_ONLY in ordered:
+        raise ValueError(f"method {text!r}: a refit trains on train and dev; leave {DEV_ONLY} out.")
+    given = (WITH_DEV in ordered, TWICE in ordered, then, DEV_ONLY in ordered)
+    return Label(name, tuple(sorted(options.items())), *given)
 
 
 def text_of(label: Label) -> str:
     """The label as a string; `parse` gives it back."""
     options = "+".join(f"{option}={_as_text(value)}" for option, value in label.options)
-    suffixes = WITH_DEV * label.with_dev + TWICE * label.twice + f"+{label.then}" * bool(label.then)
+    suffixes = (
+        WITH_DEV * label.with_dev
+        + DEV_ONLY * label.dev_only
+        + TWICE * label.twice
+        + f"+{label.then}" * bool(label.then)
+    )
     return label.name + f":{options}" * bool(options) + suffixes
 
 
@@ -169,7 +181,7 @@ def _kinds_of(annotation) -> list[type]:
 def _apart(text: str) -> tuple[str, list[str]]:
     """`("stl", ["+dev", "+twice"])` from "stl+dev+twice", whatever the order of the suffixes."""
     found = _SUFFIXES.search(text)
-    return (text, []) if found is None else (text[: found.start()], re.findall(r"\+[a-z]+", found[0]))
+    return (text, []) if found is None else (text[: found.start()], re.findall(r"\+[a-z_]+", found[0]))
 
 
 def _parts(options: str) -> list[tuple[str, str, str]]:

@@ -158,7 +158,7 @@ def describe(sweep: Sweep) -> dict:
 def build(sweep: Sweep, point, shapes):
     """The experiment and the method of a run; "+dev" is handled when the data are loaded. Numbers may be traced."""
     config, first = configs.get(sweep.config), sweep.points()[0]
-    label = labels.text_of(labels.parse(sweep.label_of(first))._replace(with_dev=False))
+    label = labels.text_of(labels.plain(labels.parse(sweep.label_of(first))))
     settings, options = sweep.settings_of(point), sweep.split(point)[0]
     method = labels.make(label, defaults.options_of(config, settings, shapes), **options)
     return config.build(settings, shapes), method

@@ -297,7 +297,7 @@ def prepare(config, settings, label, seed, data_dir, mesh, learning=None) -> Pre
     data = configs.get(config).load(settings, seed, data_dir)
     check_data(data)
     joins = label.with_dev or settings.dev == "train" or learning is not None
-    trained_on = pools.with_dev(data) if joins else data
+    trained_on = pools.dev_only(data) if label.dev_only else pools.with_dev(data) if joins else data
     shapes, learned = pools.shapes(trained_on), None
     if learning is None:
         program = compiled(config, settings, labels.text_of(labels.plain(label)), shapes, mesh)

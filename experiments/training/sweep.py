@@ -137,8 +137,10 @@ def load(sweep, data_dir) -> Loaded:
             found[key] = configs.get(sweep.config).load(sweep.settings_of(point), seed, data_dir)
             check_data(found[key])
     data = [found[seed, *sweep.split(point)[1].values()] for point, seed in sweep.runs()]
-    joins = labels.parse(sweep.method).with_dev or sweep.settings.dev == "train"
+    label = labels.parse(sweep.method)
+    joins = label.with_dev or sweep.settings.dev == "train"
     trained_on = [pools.with_dev(one) for one in data] if joins else data
+    trained_on = [pools.dev_only(one) for one in data] if label.dev_only else trained_on
     shapes = {pools.shapes(one) for one in trained_on}
     if len(shapes) > 1:
         sizes = {tuple((pool.name, pool.num_examples) for pool in one.pools) for one in shapes}

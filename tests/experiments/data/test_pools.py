@@ -56,6 +56,14 @@ def test_shapes_are_hashable_and_keep_the_rank():
     assert (found.inputs, found.num_train, found.num_classes) == ((2, 2, 4, 4, 3), 3, 0)
 
 
+def test_dev_only_takes_the_place_of_the_train_pool_it_joins():
+    data = small()
+    found = pools.dev_only(data)
+    assert list(found.pools) == list(data.pools)
+    for key, array in found.pools[pools.joined(data, "dev")].arrays.items():
+        np.testing.assert_array_equal(array, data.pools["dev"].arrays[key])
+
+
 def test_with_dev_appends_dev_to_the_train_pool_it_joins():
     merged = pools.with_dev(small())
     assert merged.pools["train"].arrays["example_id"].tolist() == [0, 1, 2, 3, 4, 5]

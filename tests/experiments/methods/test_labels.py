@@ -65,7 +65,7 @@ def test_labels_are_folders_with_plain_names():
         ("jtdz:form=x", "There is no method 'jtdz'"),
         (
             "equal+twice+dev",
-            "+dev, +twice, and +refit or +keep in this order, each at most once. Did you mean 'equal+dev+",
+            "+dev or +dev_only, +twice, and +refit or +keep in this order, each at most once. Did you mean 'equal+dev+",
         ),
         ("equal:auxiliary_weight=1+refit+dev", "Did you mean 'equal:auxiliary_weight=1+dev+refit'"),
         ("equal+refit+keep", "Did you mean 'equal+refit'"),
