@@ -97,12 +97,9 @@ def make_rounds(
     draw_measured: Callable[..., PyTree] | None = None,
     folds: int = 4,
     updates: int = 100,
-    measure_at: tuple[float, ...] = (0.5, 0.75, 1.0),
+    measure_at: tuple[float, ...] = (0.75, 1.0),
     hypergradient: Estimator | None = None,
     rate: float = 2.0,
-    form: str = "bounded",
-    largest: float = 3.0,
-    centre: bool = True,
     loop: str | None = None,
 ) -> Rounds:
     """The rounds as functions, to be called one by one, saved in between, or mapped over seeds.
@@ -122,7 +119,6 @@ def make_rounds(
         by 0.01, with the Gauss-Newton matrix of a model that gives its outputs (`TaskModel.output_losses`) and the
         empirical Fisher matrix of any other.
       rate: of the first step of phi; later ones are shorter.
-      total: sum of the weights; K by default.
       loop: how updates repeat, as for `make_step`. With "scan" a round is one program, which `vmap` takes.
 
     Returns:
@@ -139,8 +135,6 @@ def make_rounds(
     checks.count(where, 2, folds=folds)
     checks.count(where, 1, updates=updates)
     checks.number(where, above=0, rate=rate)
-    checks.number(where, above=1, known=True, largest=largest)
-    checks.one_of(where, ("bounded", "simplex"), form=form)
     checks.one_of(where, ("scan", "host", None), loop=loop)
     if not measure_at or list(measure_at) != sorted(set(measure_at)) or not 0 < measure_at[0] <= measure_at[-1] <= 1:
         raise ValueError(f"{where}(measure_at={measure_at}): expected shares of a round, ascending, above 0, up to 1.")
@@ -169,9 +163,7 @@ def make_rounds(
         )
 
     def weights_of(state: WeightState) -> jax.Array:
-        if form == "simplex":
-            return state.logits.shape[0] * jax.nn.softmax(state.logits)
-        return largest * jax.nn.sigmoid(state.logits - jnp.log(largest - 1))
+        return state.logits.shape[0] * jax.nn.softmax(state.logits)
 
     def init(key, data) -> WeightState:
         checks.key(where, key)
@@ -232,7 +224,7 @@ def make_rounds(
     def conclude(state: WeightState, measured) -> tuple[WeightState, RoundInfo]:
         signal, held_out, trained, residual = measured
         mean = jnp.mean(signal, axis=(0, 1))
-        mean = mean - jnp.mean(mean) if centre else mean
+        mean = mean - jnp.mean(mean)
         squares = state.squares + jnp.mean(jnp.square(mean))
         step = rate * mean / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
         new = WeightState(state.round + 1, state.key, state.logits - step, squares)

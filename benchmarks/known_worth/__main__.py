@@ -68,7 +68,12 @@ def learned_weights(row) -> dict[str, np.ndarray]:
     """`{task: [S]}`: means over the last tenth of the log over the primary task's, at least 0."""
     means = {task: weights[-max(1, len(weights) // 10) :].mean(axis=0) for task, weights in row.weights.items()}
     primary = means.pop("class")
-    return {"class": np.ones_like(primary), **{task: np.maximum(mean / primary, 0) for task, mean in means.items()}}
+    found = {task: np.maximum(mean / primary, 0) for task, mean in means.items()}
+    # A run that diverged has learned nothing: its tasks count 0.
+    return {
+        "class": np.ones_like(primary),
+        **{task: np.nan_to_num(weights, posinf=0) for task, weights in found.items()},
+    }
 
 
 def selected(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

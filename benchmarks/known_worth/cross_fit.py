@@ -14,7 +14,7 @@ from benchmarks.known_worth.training import draws_of_folds, fold_rows, inputs
 from experiments.configs import known_worth as config
 from experiments.inputs.batches import Draw, Draws
 
-ROUNDS = 5
+ROUNDS = 10
 MEASURED = 256  # examples of the pool in a measurement
 ESTIMATORS = {
     "exact": None,  # the default: Gauss-Newton, conjugate gradients
