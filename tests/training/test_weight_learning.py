@@ -113,7 +113,7 @@ def test_the_step_is_the_formula():
     for _ in range(2):
         state, info = rounds.round(state, data)
         assert info.signal.shape == (2, FOLDS, 2)
-        assert info.held_out.shape == info.train.shape == (3, FOLDS)
+        assert info.held_out.shape == info.train.shape == (2, FOLDS)
         mean = np.mean(info.signal, axis=(0, 1))
         mean -= mean.mean()
         squares += np.mean(mean**2)
