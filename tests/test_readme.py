@@ -23,6 +23,7 @@ def programs(page):
 CASES = {f"README {number}": text for number, text in enumerate(programs("README.md"))}
 CASES["recipes"] = "\n".join(programs("docs/guide.md"))
 CASES["dtg_auxl"] = "\n".join(programs("docs/dtg_auxl.md"))
+CASES["learn_weights"] = "\n".join(programs("docs/learn_weights.md"))
 CASES["hypergradients"] = "\n".join(programs("docs/hypergradients.md"))
 
 
@@ -36,7 +37,7 @@ def test_program_runs(name):
 
 
 def test_the_example_on_ones_own_model_is_about_forty_lines():
-    assert len(CASES) == 5
+    assert len(CASES) == 6
     assert len([line for line in CASES["README 0"].splitlines() if line.strip()]) <= 42
 
 
@@ -49,6 +50,7 @@ def library_with_new_method(tmp_path):
     shared = (
         "pyproject.toml",
         "tests/conftest.py",
+        "tests/helpers/every_method.py",
         "tests/helpers/training_problems.py",
         "tests/methods/test_contract.py",
     )

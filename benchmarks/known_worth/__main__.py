@@ -132,7 +132,7 @@ def run_control(book: Book, variant: str, name: str, seeds: list[int], steps: in
 
 def run_method(book: Book, variant: str, method: str, seeds: list[int], steps: int) -> None:
     """A method's own run and its refit."""
-    if book.has(variant, f"{method}+refit", seeds):
+    if book.has(variant, f"{method}+keep", seeds):
         return
     start = time.perf_counter()
     if method == "cross_fit":

@@ -3,14 +3,14 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from auxjax.hypergrad import implicit, one_step
 from auxjax.solvers import minres, neumann
+from auxjax.training.folds import fold_rows
 from auxjax.training.weight_learning import Rounds, make_rounds
-from benchmarks.known_worth.training import draws_of_folds, fold_rows, inputs
+from benchmarks.known_worth.training import draws_of_folds, inputs
 from experiments.configs import known_worth as config
 from experiments.inputs.batches import Draw, Draws
 
@@ -50,8 +50,8 @@ def history(variant: str, seeds, *, estimator="exact", rounds=ROUNDS, folds=4, m
     found, infos, names = [], [], []
     for place, seed in enumerate(seeds):
         data = jax.tree.map(lambda leaf, place=place: leaf[place], given.inner)
-        kept, held_out = fold_rows(np.asarray(data["labelled"]["label"]), folds, seed)
-        data |= {"kept": jnp.asarray(kept), "held_out": jnp.asarray(held_out)}
+        rows = fold_rows(np.asarray(data["labelled"]["label"]), folds, seed)
+        data |= {"kept": rows.train, "held_out": rows.held_out}
         names = made.tasks(data)
         state = made.init(jax.random.fold_in(jax.random.key(seed), 1), data)
         seen = []

@@ -127,18 +127,6 @@ def test_accuracy(experiment, params, test) -> np.ndarray:
     return np.array([one(seed) for seed in range(count)])
 
 
-def fold_rows(labels, folds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places `[F, n]` of the examples that each fold leaves, and `[F, m]` of those that it holds out, by class."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
-    size = len(labels) // folds
-    of = np.full(len(labels), -1)
-    of[order[: size * folds]] = np.arange(size * folds) % folds
-    held_out = [np.flatnonzero(of == fold) for fold in range(folds)]
-    kept = [np.flatnonzero(of != fold) for fold in range(folds)]
-    return np.stack(kept).astype(np.int32), np.stack(held_out).astype(np.int32)
-
-
 def draws_of_folds(experiment):
     """`(draw_inner, draw_held_out)` for `make_rounds`: the labelled part without a fold, and that fold alone.
 

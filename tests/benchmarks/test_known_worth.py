@@ -1,0 +1,68 @@
+"""The report of the bench of known worth, on rows whose shares are known, and what a row's weights become."""
+
+import numpy as np
+import pytest
+
+from benchmarks.known_worth import report
+from benchmarks.known_worth.__main__ import aurocs, learned_weights, main, selected
+from benchmarks.known_worth.training import Row
+
+SEEDS = list(range(4))
+
+
+def row(name, accuracy, variant="plain", **more):
+    return {"variant": variant, "name": name, "seeds": SEEDS, "accuracy": accuracy, **more}
+
+
+def test_shares_are_means_over_means_with_the_interval_around_them():
+    baseline, oracle = row("equal", [0.9, 0.91, 0.92, 0.9]), row("oracle", [0.94, 0.95, 0.96, 0.94])
+    half = report.share(row("half", [0.91, 0.94, 0.94, 0.92]), baseline, oracle)
+    assert half.mean == pytest.approx(0.5)
+    assert half.low < 0.5 < half.high
+    assert report.share(oracle, baseline, oracle) == pytest.approx((1, 1, 1))
+    assert report.share(row("harm", [0.88, 0.89, 0.9, 0.88]), baseline, oracle).mean == pytest.approx(-0.5)
+
+
+def test_the_report_has_a_table_and_a_heat_map(tmp_path, capsys):
+    rows = [row("equal", [0.9, 0.91, 0.92, 0.9]), row("oracle", [0.94, 0.95, 0.96, 0.94])]
+    rows += [row("arml+refit", [0.93, 0.94, 0.95, 0.93], auroc=[1.0, 0.9, 1.0, 1.0])]
+    rows += [row("equal", [0.9] * 4, "dev_1")]  # without an oracle: not shown
+    report.write(rows, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| arml+refit | 0.75 (0.75, 0.75) | 0.75 |" in text
+    assert "dev_1" not in text
+    assert (tmp_path / "shares.png").stat().st_size > 5000
+    report.write([], tmp_path)
+    assert "No variant has its controls yet." in capsys.readouterr().out
+
+
+def test_learned_weights_are_the_last_ones_over_the_primary_task_s():
+    log = {"class": np.full((20, 2), 0.5), "helpful_0": np.zeros((20, 2)), "random_0": np.full((20, 2), -1.0)}
+    log["helpful_0"][-2:] = [[1.0, 2.0], [2.0, 4.0]]
+    log |= {"image_0": np.full((20, 2), 0.1)}
+    found = learned_weights(Row(np.zeros(2), log))
+    np.testing.assert_allclose(found["helpful_0"], [3.0, 6.0])
+    np.testing.assert_allclose(found["random_0"], 0.0)
+    assert aurocs(found) == [1.0, 1.0]
+    np.testing.assert_array_equal(selected(found)["helpful_0"], 1)
+    np.testing.assert_array_equal(selected(found)["image_0"], 0)
+
+
+def test_an_unknown_method_or_variant_is_named(tmp_path, capsys):
+    for option in (["--methods", "best"], ["--variants", "hard"]):
+        with pytest.raises(SystemExit):
+            main([*option, "--out", str(tmp_path / "out")])
+        assert "expected one of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_short_run_of_everything(tmp_path):
+    options = ["--variants", "plain", "--methods", "arml,cross_fit", "--seeds", "2", "--steps", "20"]
+    assert main([*options, "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "table.md").read_text()
+    for name in ("primary alone", "oracle", "arml", "arml+refit", "arml+keep", "cross_fit+refit", "cross_fit+keep"):
+        assert f"| {name} |" in text
+    lines = (tmp_path / "rows.jsonl").read_text()
+    assert main([*options, "--out", str(tmp_path)]) == 0  # nothing is repeated
+    assert (tmp_path / "rows.jsonl").read_text() == lines
