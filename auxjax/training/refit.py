@@ -126,6 +126,30 @@ def kept(weights: ArrayLike, *, spread: float = 0.05) -> np.ndarray:
     return weights > (0 if equal else max(0.0, otsu_threshold(weights)))
 
 
+def kept_examples(weights: ArrayLike, *, spread: float = 0.05) -> np.ndarray:
+    """Which of many examples are to be trusted: `kept` of `-log(1 - w / (1.001 max w))`, the nearness to the ceiling.
+
+    Weights of examples come out of sigmoids, and crowd below their largest value. What separates the trusted examples
+    from the others is there, and not half way down, where Otsu's threshold of the weights themselves lies.
+
+    Args:
+      weights: `[n]`, at least one number.
+      spread: as for `kept`, of the weights themselves.
+
+    Returns:
+      bool `[n]`.
+
+    Raises:
+      ValueError: no numbers, or one that is not finite; a negative spread.
+    """
+    checks.number("kept_examples", least=0, spread=spread)
+    weights = _finite("kept_examples", None, weights).reshape(-1)
+    if np.ptp(weights) <= spread * weights.max():
+        return kept(weights, spread=spread)
+    positive = np.maximum(weights, 0)
+    return kept(-np.log1p(-positive / (1.001 * positive.max())), spread=0.0)
+
+
 def _finite(where: str, task: str | None, weights: ArrayLike) -> np.ndarray:
     """The numbers in float64."""
     found = np.asarray(weights, np.float64)

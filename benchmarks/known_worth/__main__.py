@@ -44,6 +44,15 @@ METHODS = (
     "uncertainty",
     "cross_fit",
 )
+# What parts of cross_fit are worth: rows with other options, for --methods alone.
+ABLATION: dict[str, dict] = {
+    "cross_fit, one step": {"estimator": "one_step"},
+    "cross_fit, three Neumann terms": {"estimator": "neumann"},
+    "cross_fit, MINRES": {"estimator": "minres"},
+    "cross_fit, two folds": {"folds": 2},
+    "cross_fit, one round": {"rounds": 1},
+    "cross_fit, early moments too": {"measure_at": (0.5, 0.75, 1.0)},
+}
 OPTIONS = {"auxinash": "auxinash:refresh=outer"}
 # Weights of the groups of tasks, dev in training. The scalars are one weight for all tasks.
 CONTROLS = {
@@ -135,8 +144,8 @@ def run_method(book: Book, variant: str, method: str, seeds: list[int], steps: i
     if book.has(variant, f"{method}+keep", seeds):
         return
     start = time.perf_counter()
-    if method == "cross_fit":
-        weights, more = cross_fit.learn(variant, seeds), {}
+    if method in ("cross_fit", *ABLATION):
+        weights, more = cross_fit.learn(variant, seeds, **ABLATION.get(method, {})), {}
     else:
         with_dev = "outer_batch" not in known_methods.info(method).needs
         row = train(variant, OPTIONS.get(method, method), seeds, with_dev=with_dev, steps=steps)
@@ -162,14 +171,17 @@ def main(argv=None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--variants", default=",".join(VARIANTS), metavar="V,V,...", help="default: all")
-    parser.add_argument("--methods", default=",".join(METHODS), metavar="M,M,...", help="default: all; none for none")
+    about = "default: all; none for none; ablation for cross_fit without its parts"
+    parser.add_argument("--methods", default=",".join(METHODS), metavar="M,M,...", help=about)
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds 0 to N - 1 (default 10)")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="inner updates of a run (default 2000)")
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="rows, table and plots")
     options = parser.parse_args(argv)
     variants = [name for name in options.variants.split(",") if name]
     wanted = [name for name in options.methods.split(",") if name and name != "none"]
-    for name, there in ((variants, VARIANTS), (wanted, METHODS)):
+    if "ablation" in wanted:
+        wanted[wanted.index("ablation") : wanted.index("ablation") + 1] = ABLATION
+    for name, there in ((variants, VARIANTS), (wanted, (*METHODS, *ABLATION))):
         for one in name:
             if one not in there:
                 parser.error(f"{one!r}: expected one of {', '.join(there)}")

@@ -91,7 +91,7 @@ def _selected(weights, examples, primary, labelled) -> Learned:
     chosen = refit.kept(values) if len(tasks) > 2 else values > SMALLEST
     share = 1.0
     if examples is not None and labelled.any():
-        shown = refit.kept(examples[: labelled.size][labelled])
+        shown = refit.kept_examples(examples[: labelled.size][labelled])
         examples[: labelled.size][labelled] = shown
         share = float(shown.mean())
     return Learned({primary: share} | dict(zip(tasks, map(float, chosen), strict=True)), examples)

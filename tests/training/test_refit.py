@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from auxjax.training.refit import example_weights, kept, otsu_threshold, relative_weights
+from auxjax.training.refit import example_weights, kept, kept_examples, otsu_threshold, relative_weights
 
 
 def between_classes(weights, threshold):
@@ -38,6 +38,16 @@ def test_kept_are_those_above_the_threshold_or_all_that_are_nearly_equal():
     np.testing.assert_array_equal(kept([5.0]), [True])
 
 
+def test_examples_are_told_apart_below_the_ceiling_and_not_half_way_down():
+    weights = np.concatenate([np.linspace(0.0, 0.05, 30), np.linspace(0.6, 0.7, 10), np.linspace(0.885, 0.89, 60)])
+    trusted = np.arange(100) >= 40
+    assert (kept(weights) != trusted).sum() == 10  # the ten that were partly believed
+    np.testing.assert_array_equal(kept_examples(weights), trusted)
+    np.testing.assert_array_equal(kept_examples(7 * weights), trusted)
+    assert kept_examples(np.linspace(0.97, 1.0, 50)).all()
+    assert not kept_examples(np.zeros(3)).any()
+
+
 def test_weights_relative_to_the_primary_task():
     found = relative_weights({"a": [1.0, 3.0], "main": [4.0, 4.0], "b": np.array([-2.0, 1.0]), "c": 2.0}, "main")
     assert found == {"a": 0.5, "main": 1.0, "b": 0.0, "c": 0.5}
@@ -67,6 +77,7 @@ def test_weights_of_examples_have_mean_one_and_further_examples_count_one():
         (lambda: example_weights([1.0], further=-1), ValueError, "further=-1"),
         (lambda: otsu_threshold([]), ValueError, "at least one, got none"),
         (lambda: kept([np.nan, 1.0]), ValueError, "expected finite numbers"),
+        (lambda: kept_examples([np.nan, 1.0]), ValueError, "expected finite numbers"),
         (lambda: kept([1.0], spread=-1.0), ValueError, "spread=-1.0"),
     ],
 )
