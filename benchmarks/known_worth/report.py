@@ -44,7 +44,8 @@ def by_variant(rows: list[dict]) -> dict[str, dict[str, dict]]:
     """`{variant: {name: row}}`, in the order of the variants and of the rows."""
     found: dict[str, dict[str, dict]] = {name: {} for name in VARIANTS}
     for row in rows:
-        found[row["variant"]][row["name"]] = row
+        if row["variant"] in found:
+            found[row["variant"]][row["name"]] = row
     return {variant: named for variant, named in found.items() if {BASELINE, ORACLE} <= set(named)}
 
 
@@ -103,6 +104,7 @@ def heat_map(found: dict[str, dict[str, dict]], path: pathlib.Path) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.axvline(len(variants) - 0.5, color="black", linewidth=1)
     axes.tick_params(length=0)
+    axes.set_xlabel("below each variant: points that the oracle wins; *: not used to choose options", fontsize=8)
     figure.colorbar(image, ax=axes, label="share of the oracle's gain", fraction=0.03, pad=0.02)
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
