@@ -127,7 +127,7 @@ def kept(weights: ArrayLike, *, spread: float = 0.05) -> np.ndarray:
 
 
 def kept_examples(weights: ArrayLike, *, spread: float = 0.05) -> np.ndarray:
-    """Which of many examples are to be trusted: `kept` of `-log(1 - w / (1.001 max w))`, the nearness to the ceiling.
+    """Which of many examples are to be trusted: `kept` of `-log max(1 - w / max w, 1e-6)`, the nearness to the ceiling.
 
     Weights of examples come out of sigmoids, and crowd below their largest value. What separates the trusted examples
     from the others is there, and not half way down, where Otsu's threshold of the weights themselves lies.
@@ -147,7 +147,7 @@ def kept_examples(weights: ArrayLike, *, spread: float = 0.05) -> np.ndarray:
     if np.ptp(weights) <= spread * weights.max():
         return kept(weights, spread=spread)
     positive = np.maximum(weights, 0)
-    return kept(-np.log1p(-positive / (1.001 * positive.max())), spread=0.0)
+    return kept(-np.log(np.maximum(1 - positive / positive.max(), 1e-6)), spread=0.0)
 
 
 def _finite(where: str, task: str | None, weights: ArrayLike) -> np.ndarray:
