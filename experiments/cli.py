@@ -12,6 +12,7 @@ import jax
 from auxjax import methods
 from auxjax.training.parallel import data_mesh
 from experiments import configs
+from experiments.methods.labels import CROSS_FIT
 from experiments.runtime import interruption, processes
 from experiments.settings import check_seed
 
@@ -69,6 +70,9 @@ def choices_help() -> str:
     for name in methods.names():
         about = sys.modules[getattr(methods, name).__module__].__doc__.split("\n")[0]
         parts.append(f"  {name:<8} {about}")
+    parts.append(
+        f"  {CROSS_FIT} Task weights from short trainings and folds; it trains no model: take {CROSS_FIT}+refit."
+    )
     parts.append("\nConfigs and their settings (change one with --set NAME=VALUE):")
     for name in configs.names():
         module = configs.get(name)
