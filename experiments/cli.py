@@ -70,9 +70,7 @@ def choices_help() -> str:
     for name in methods.names():
         about = sys.modules[getattr(methods, name).__module__].__doc__.split("\n")[0]
         parts.append(f"  {name:<8} {about}")
-    parts.append(
-        f"  {CROSS_FIT} Task weights from short trainings on folds, and no model: take {CROSS_FIT}+refit."
-    )
+    parts.append(f"  {CROSS_FIT} Task weights from short trainings on folds, and no model: take {CROSS_FIT}+refit.")
     parts.append("\nConfigs and their settings (change one with --set NAME=VALUE):")
     for name in configs.names():
         module = configs.get(name)

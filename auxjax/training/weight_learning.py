@@ -126,7 +126,7 @@ def make_rounds(
       on the measured batch.
 
     Raises:
-      TypeError, ValueError: an impossible option; a model without auxiliary tasks (from `init`).
+      TypeError, ValueError: an impossible option; a model with fewer than two auxiliary tasks (from `init`).
     """
     where = "learn_weights"
     draw_measured = draw_inner if draw_measured is None else draw_measured
@@ -167,7 +167,13 @@ def make_rounds(
 
     def init(key, data) -> WeightState:
         checks.key(where, key)
-        return WeightState(jnp.int32(0), key, jnp.zeros(len(tasks(data))), jnp.zeros(()))
+        names = tasks(data)
+        if len(names) < 2:
+            raise ValueError(
+                f"{where} weighs auxiliary tasks against each other: expected at least two, got {names}. For one task "
+                "compare a few values, as methods 'grid_search' and 'fixed_weights' do."
+            )
+        return WeightState(jnp.int32(0), key, jnp.zeros(len(names)), jnp.zeros(()))
 
     def start(state: WeightState, data) -> TrainState:
         """Fresh networks, `[F, ...]`, with the weights in the place of the method's state."""
@@ -351,7 +357,7 @@ def learn_weights(
       updates), and R F M hypergradients of about 20 gradients each.
 
     Raises:
-      TypeError, ValueError: an impossible option; a model without auxiliary tasks.
+      TypeError, ValueError: an impossible option; a model with fewer than two auxiliary tasks.
       FloatingPointError: a hypergradient that is not finite; `on_round` has seen the states before it.
     """
     checks.count("learn_weights", 1, rounds=rounds)

@@ -244,16 +244,17 @@ def test_mistakes_are_named(options, error, piece):
         make_rounds(MODEL, optax.sgd(RATE), lambda key: (jnp.zeros(DIM), None), **given)
 
 
-def test_a_model_without_auxiliary_tasks_is_refused():
-    def alone(params, batch, key):
-        return auxjax.TaskLosses({"primary": losses(params, batch, key).values["primary"]})
+@pytest.mark.parametrize(
+    ("kept", "piece"),
+    [((), "learn_weights weighs auxiliary tasks"), (("near",), r"expected at least two, got \['near'\]")],
+)
+def test_a_model_with_nothing_to_weigh_is_refused(kept, piece):
+    def few(params, batch, key):
+        values = losses(params, batch, key).values
+        return auxjax.TaskLosses({task: values[task] for task in ("primary", *kept)})
 
-    rounds = make_rounds(
-        auxjax.TaskModel(alone, primary="primary"),
-        optax.sgd(RATE),
-        lambda key: (jnp.zeros(DIM), None),
-        draw_inner=draw_inner,
-        draw_held_out=draw_held_out,
-    )
-    with pytest.raises(ValueError, match="learn_weights weighs auxiliary tasks"):
+    draws = {"draw_inner": draw_inner, "draw_held_out": draw_held_out}
+    model = auxjax.TaskModel(few, primary="primary")
+    rounds = make_rounds(model, optax.sgd(RATE), lambda key: (jnp.zeros(DIM), None), **draws)
+    with pytest.raises(ValueError, match=piece):
         rounds.init(jax.random.key(0), make_data())
