@@ -221,9 +221,9 @@ def test_what_it_needs_of_a_model_is_known(name, need, ordinary_promotion):
 
 
 def test_what_it_needs_of_the_data_is_known(name, ordinary_promotion):
-    """An outer batch is needed where losses of it are computed, ids where they are an option."""
+    """An outer batch is needed where losses of it are computed, ids where the option cannot be left out."""
     about, seen = auxjax.methods.info(name), set()
-    assert ("ids" in about.needs) == ("ids" in about.options)
+    assert ("ids" in about.needs) == ("ids" in about.required)
     problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3, num_examples=NUM_EXAMPLES - 2)
 
     def losses(params, batch, key):

@@ -113,16 +113,15 @@ def write_run(folder, log, examples=None, about=None):
 
 
 LOG = {
-    1: {"y": 9.0, "z": float("nan"), "zz": 9.0},  # the first half of the log does not count
-    2: {"y": 9.0, "z": 9.0, "zz": 9.0},
-    3: {"y": 2.0, "z": 1.0, "zz": -3.0},
-    4: {"y": 2.0, "z": 2.0, "zz": 1.0},
+    **{step: {"y": 9.0, "z": float("nan"), "zz": 9.0} for step in range(1, 19)},  # the last tenth of the log counts
+    19: {"y": 2.0, "z": 1.0, "zz": -3.0},
+    20: {"y": 2.0, "z": 2.0, "zz": 1.0},
 }
 KNOWN = np.array([True, False, True, True, False, True])
 EXAMPLES = [1.0, 50.0, 3.0, -1.0, np.nan, 4.0]  # of those known 1, 3, 0, 4: mean 2
 
 
-def test_tasks_by_the_last_half_of_the_log_and_examples_by_their_last_weights(tmp_path):
+def test_tasks_by_the_last_tenth_of_the_log_and_examples_by_their_last_weights(tmp_path):
     write_run(tmp_path / "run", LOG, EXAMPLES)
     found = refit.learned(tmp_path / "run", "refit", "y", KNOWN, 3)
     assert found.weights == {"y": 1.0, "z": 0.75, "zz": 0.0}
@@ -137,8 +136,8 @@ def test_tasks_by_the_last_half_of_the_log_and_examples_by_their_last_weights(tm
 def test_what_is_kept_counts_one(tmp_path):
     write_run(tmp_path / "two", LOG, EXAMPLES)
     found = refit.learned(tmp_path / "two", "keep", "y", KNOWN, 3)
-    assert found.weights == {"y": 0.5, "z": 1.0, "zz": 0.0}  # two tasks: above a tenth of the primary task's weight
-    np.testing.assert_array_equal(found.examples, [0, 1, 1, 0, 1, 1, 1, 1, 1])
+    assert found.weights == {"y": 0.25, "z": 1.0, "zz": 0.0}  # two tasks: above a tenth of the primary task's weight
+    np.testing.assert_array_equal(found.examples, [0, 1, 0, 0, 1, 1, 1, 1, 1])  # the one at the ceiling
     many = {1: {"y": 1.0, "a": 0.02, "b": 0.09, "c": 0.1, "d": 0.01}}
     write_run(tmp_path / "many", many, [1.0, 1.02, 1.0, 1.0, 1.0, 1.0])
     found = refit.learned(tmp_path / "many", "keep", "y", KNOWN, 0)
@@ -174,9 +173,9 @@ def test_every_example_gets_its_own_weight(setting, tmp_path, changes, devices):
     options = {"learning": tmp_path / "learning", "on_step": updates.append, "mesh": mesh}
     result = single.train(setting, settings, "equal+refit", 0, tmp_path / "run", **options)
     assert result["learned_weights"] == {"y": 1.0, "z": 0.75, "zz": 0.0}
-    assert result["updates"] == 4 + 2
-    assert updates[0] == 4
-    assert updates[-1] == 6
+    assert result["updates"] == 20 + 2
+    assert updates[0] == 20
+    assert updates[-1] == 22
 
     pools = configs.get(setting).load(settings, 0, None).pools
     known, others, dev = (pools[name].arrays for name in ("labelled", "others", "dev"))
