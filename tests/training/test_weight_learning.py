@@ -175,7 +175,7 @@ def test_a_saved_state_resumes_to_the_bit():
     np.testing.assert_array_equal(resumed.squares, states[3].squares)
 
 
-@pytest.mark.parametrize("gives_outputs", [True, False])
+@pytest.mark.parametrize("gives_outputs", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_default_curvatures_are_those_of_the_model(gives_outputs):
     """Where the model is linear and its losses are squares, Gauss-Newton is the Hessian; Fisher is not."""
     data = make_data()
