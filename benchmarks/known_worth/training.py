@@ -103,7 +103,7 @@ def train(variant: str, label: str, seeds, *, with_dev: bool, weights=None, step
     log = []
     for count in range(settings.inner_steps, steps + 1, settings.inner_steps):
         state, metrics = step(state, given.inner, given.outer)
-        if count % log_every == 0:
+        if count % log_every == 0 or count + settings.inner_steps > steps:
             found = jax.device_get(metrics)
             log.append({task: found[f"weight/{task}"] for task in given.shapes.tasks})
     accuracy = test_accuracy(experiment, state.params, given.test)
