@@ -20,7 +20,7 @@ import time
 import numpy as np
 
 from auxjax import methods as known_methods
-from auxjax.training.refit import kept
+from auxjax.training.refit import kept, relative_weights
 from benchmarks.known_worth import cross_fit, report
 from benchmarks.known_worth.training import inputs, train
 from experiments.data.known_worth import GROUPS, VARIANTS
@@ -75,14 +75,14 @@ def group_of(task: str) -> str:
 
 def learned_weights(row) -> dict[str, np.ndarray]:
     """`{task: [S]}`: means over the last tenth of the log over the primary task's, at least 0."""
-    means = {task: weights[-max(1, len(weights) // 10) :].mean(axis=0) for task, weights in row.weights.items()}
-    primary = means.pop("class")
-    found = {task: np.maximum(mean / primary, 0) for task, mean in means.items()}
-    # A run that diverged has learned nothing: its tasks count 0.
-    return {
-        "class": np.ones_like(primary),
-        **{task: np.nan_to_num(weights, posinf=0) for task, weights in found.items()},
-    }
+    found = []
+    for seed in range(len(row.accuracy)):
+        last = {task: weights[-max(1, len(weights) // 10) :, seed] for task, weights in row.weights.items()}
+        try:
+            found.append(relative_weights(last, "class"))
+        except ValueError:  # a run that diverged has learned nothing: its tasks count 0
+            found.append(dict.fromkeys(last, 0.0) | {"class": 1.0})
+    return {task: np.array([weights[task] for weights in found]) for task in row.weights}
 
 
 def selected(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -145,14 +145,12 @@ def run_method(book: Book, variant: str, method: str, seeds: list[int], steps: i
         return
     start = time.perf_counter()
     if method in ("cross_fit", *ABLATION):
-        weights, more = cross_fit.learn(variant, seeds, **ABLATION.get(method, {})), {}
+        weights = cross_fit.learn(variant, seeds, **ABLATION.get(method, {}))
     else:
         with_dev = "outer_batch" not in known_methods.info(method).needs
         row = train(variant, OPTIONS.get(method, method), seeds, with_dev=with_dev, steps=steps)
         weights = learned_weights(row)
-        learning = time.perf_counter() - start
-        book.add(variant, method, seeds, row.accuracy, weights, seconds=learning)
-        more = {"seconds": learning}
+        book.add(variant, method, seeds, row.accuracy, weights, seconds=time.perf_counter() - start)
     learning = time.perf_counter() - start
     accuracy = refit(variant, seeds, weights, steps)
     more = {"seconds_of_learning": learning, "seconds": time.perf_counter() - start}

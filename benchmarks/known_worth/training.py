@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from auxjax.training.sweep import make_sweep
+from auxjax.training.sweep import make_sweep, run_of
 from experiments.configs import known_worth as config
 from experiments.data import pools
-from experiments.inputs.batches import Draws
+from experiments.evaluation.evaluators import Trained
 from experiments.methods import defaults, labels
 from experiments.training import sources
 
@@ -106,41 +106,14 @@ def train(variant: str, label: str, seeds, *, with_dev: bool, weights=None, step
         if count % log_every == 0 or count + settings.inner_steps > steps:
             found = jax.device_get(metrics)
             log.append({task: found[f"weight/{task}"] for task in given.shapes.tasks})
-    accuracy = test_accuracy(experiment, state.params, given.test)
+    accuracy = accuracy_of(experiment, state.params, given.test)
     return Row(accuracy, {task: np.stack([line[task] for line in log]) for task in given.shapes.tasks})
 
 
-def test_accuracy(experiment, params, test) -> np.ndarray:
+def accuracy_of(experiment, params, test) -> np.ndarray:
     """`[S]`."""
     judge = experiment.evaluators[0].judge
     count = test["label"].shape[0]
     host = jax.device_get((params, test))
-
-    class Trained(NamedTuple):
-        params: dict
-        model_state: None = None
-
-    def one(seed):
-        run, arrays = jax.tree.map(lambda leaf: leaf[seed], host)
-        return judge(Trained(run), arrays)["accuracy"]
-
-    return np.array([one(seed) for seed in range(count)])
-
-
-def draws_of_folds(experiment):
-    """`(draw_inner, draw_held_out)` for `make_rounds`: the labelled part without a fold, and that fold alone.
-
-    They draw from `{"labelled": arrays, "pool": arrays, "kept": [F, n], "held_out": [F, m]}`.
-    """
-    of = experiment.draw_inner.of
-
-    def part(data, which, fold):
-        return {name: array[data[which][fold]] for name, array in data["labelled"].items()}
-
-    def inner(data, key, *, fold):
-        return Draws(of)({"labelled": part(data, "kept", fold), "pool": data["pool"]}, key)
-
-    def held_out(data, key, *, fold):
-        return Draws({"labelled": of["labelled"]})({"labelled": part(data, "held_out", fold)}, key)
-
-    return inner, held_out
+    runs = [run_of(host, place) for place in range(count)]
+    return np.array([judge(Trained(run, (), None), arrays)["accuracy"] for run, arrays in runs])

@@ -50,7 +50,7 @@ def _options(label: Label) -> dict:
     return known | dict(label.options)
 
 
-class _Task(NamedTuple):
+class Task(NamedTuple):
     """A run's data and program: `data` is what the draws of `rounds` draw from."""
 
     experiment: Experiment
@@ -75,7 +75,7 @@ def learn(config, settings, label: Label, seed, directory, description, *, data_
         raise ValueError("cross_fit: expected one process; the folds are one program on one device.")
     options = _options(label)
     rounds, updates = options.pop("rounds"), options["updates"]
-    task = _prepare(config, settings, options, seed, data_dir, place)
+    task = prepare(config, settings, options, seed, data_dir, place)
     provenance = {"data": task.source.source, "data_crc32": pools.checksum(task.source), "learning_only": True}
     provenance |= {"primary": task.experiment.model.primary, "metric": task.experiment.metric, "metrics": {}}
     with records.claim(directory, description, provenance):
@@ -101,7 +101,14 @@ def learn(config, settings, label: Label, seed, directory, description, *, data_
     return result
 
 
-def _prepare(config, settings, options: dict, seed: int, data_dir, place) -> _Task:
+def prepare(config, settings, options: dict, seed: int, data_dir, place) -> Task:
+    """Reads the data, divides the labelled examples into folds and builds the program; nothing is computed or written.
+
+    Args:
+      config, settings, seed, data_dir: as for `single.train`.
+      options: of `auxjax.make_rounds`, hashable values, `folds` among them.
+      place: `arrays -> arrays on the device`.
+    """
     data = configs.get(config).load(settings, seed, data_dir)
     check_data(data)
     trained_on = pools.with_dev(data)
@@ -116,7 +123,12 @@ def _prepare(config, settings, options: dict, seed: int, data_dir, place) -> _Ta
         "kept": kept,
         "held_out": held_out,
     }
-    return _Task(experiment, data, rounds, drawn, folds)
+    return Task(experiment, data, rounds, drawn, folds)
+
+
+def begin(task: Task, seed: int) -> WeightState:
+    """Equal weights, and the key of a seed's rounds, which is none that its runs have."""
+    return task.rounds.init(jax.random.fold_in(jax.random.key(seed), 1), task.data)
 
 
 def _rows(labelled: np.ndarray, data: Data, pool: str, folds: int, seed: int):
@@ -175,9 +187,9 @@ def _of_fold(draws: Draw | Draws, level: str, rows: str, parts: tuple[str, ...])
     return draw
 
 
-def _resume(directory: pathlib.Path, task: _Task, seed: int) -> WeightState:
+def _resume(directory: pathlib.Path, task: Task, seed: int) -> WeightState:
     """The state after the last round that is written down, or equal weights; the log is cut back to it."""
-    state = task.rounds.init(jax.random.fold_in(jax.random.key(seed), 1), task.data)
+    state = begin(task, seed)
     path = directory / "rounds.json"
     if not path.exists():
         (directory / "metrics.jsonl").unlink(missing_ok=True)
@@ -191,7 +203,7 @@ def _resume(directory: pathlib.Path, task: _Task, seed: int) -> WeightState:
     )
 
 
-def _log(directory, task: _Task, names, state: WeightState, info, updates: int) -> None:
+def _log(directory, task: Task, names, state: WeightState, info, updates: int) -> None:
     """A line of the round, and its state, whose float32 numbers a JSON file keeps to the bit."""
     step = int(state.round) * updates
     mean = np.asarray(info.signal).mean(axis=(0, 1))
