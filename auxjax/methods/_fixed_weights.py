@@ -9,6 +9,7 @@ the weights that another one has learned.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,7 +17,7 @@ from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import descent, evaluation
+from auxjax.methods.shared import descent, evaluation, example_tables
 
 
 @register("fixed weights")
@@ -42,7 +43,7 @@ def fixed_weights(*, weights: Mapping[str, Any], ids: Callable | None = None) ->
     if not isinstance(weights, Mapping):
         raise TypeError(f"fixed_weights(weights=): expected {{task: weight}}, got {type(weights).__name__}.")
     schedules = {task: weight for task, weight in weights.items() if callable(weight)}
-    tables = {task for task, weight in weights.items() if not callable(weight) and np.ndim(weight)}
+    tables = {task: len(weight) for task, weight in weights.items() if not callable(weight) and np.ndim(weight)}
     for task, weight in weights.items():
         if task in tables:
             _check_table(task, weight)
@@ -59,38 +60,20 @@ def fixed_weights(*, weights: Mapping[str, Any], ids: Callable | None = None) ->
     def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
         evaluation.check_names("fixed_weights(weights=)", weights, out)
-        for task, at in ids_of(batch).items():
-            wanted = out.values[task].shape
-            if jnp.shape(at) != wanted or not jnp.issubdtype(jnp.result_type(at), jnp.integer):
-                raise ValueError(
-                    f"fixed_weights(ids=) gives task {task!r} {jnp.result_type(at)}{list(jnp.shape(at))}; expected "
-                    f"int{list(wanted)}, the place of every example of the batch in the table of weights."
-                )
+        example_tables.check_rows("fixed_weights", rows_of(batch), out)
         return {
             task: jnp.asarray(weight, accumulation_dtype(out.values[task]))
             for task, weight in weights.items()
             if task not in schedules
         }
 
-    def ids_of(batch) -> dict[str, Any]:
-        if not tables:
-            return {}
-        assert ids is not None  # checked above
-        found = ids(batch)
-        if isinstance(found, Mapping) and tables - set(found):
-            raise ValueError(f"fixed_weights(ids=) gives no ids for task {min(tables - set(found))!r}.")
-        return {task: found[task] if isinstance(found, Mapping) else found for task in tables}
+    def rows_of(batch) -> dict[str, jax.Array]:
+        return {} if ids is None else example_tables.rows_of("fixed_weights", ids, batch, tables)
 
     def chosen(context, state, batch):
         given = {task: schedule(state.step) for task, schedule in schedules.items()}
-        at = ids_of(batch)
-        for task, weight in state.method.items():
-            if task in tables:
-                # Beyond the table, not at its end: a negative id is not an example, either.
-                place = jnp.where(jnp.asarray(at[task]) < 0, weight.shape[0], at[task])
-                weight = weight.at[place].get(mode="fill", fill_value=jnp.nan)
-            given[task] = weight
-        return {context.model.primary: 1.0, **given}
+        by_example = example_tables.read(state.method, rows_of(batch), tables)
+        return {context.model.primary: 1.0, **given, **state.method, **by_example}
 
     def inner(context, state, batch, key):
         found = chosen(context, state, batch)

@@ -25,7 +25,7 @@ from auxjax.formulas.losses import weighted_loss
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import descent, evaluation, outer_level
+from auxjax.methods.shared import descent, evaluation, example_tables, outer_level
 
 
 @register("hypergradient", needs={"outer_batch", "ids"})
@@ -80,15 +80,9 @@ def n_jtds(
         """Rows of a task's table."""
         return cast(int, num_examples) if sizes is None else sizes[task]
 
-    def ids_of(batch, tasks) -> dict[str, jax.Array]:
+    def rows_of(batch, tasks) -> dict[str, jax.Array]:
         """`{task: int [n_task]}`."""
-        found = ids(batch)
-        if isinstance(found, Mapping) and set(tasks) - set(found):
-            missing = min(set(tasks) - set(found))
-            raise ValueError(f"n_jtds(ids=) gives no ids for task {missing!r}; it gives some for {sorted(found)}.")
-        places = {task: found[task] if isinstance(found, Mapping) else found for task in tasks}
-        # Beyond the table, not at its end: a negative id is not an example, either.
-        return {task: jnp.where(jnp.asarray(at) < 0, size_of(task), at) for task, at in places.items()}
+        return example_tables.rows_of("n_jtds", ids, batch, {task: size_of(task) for task in tasks})
 
     def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
@@ -101,15 +95,9 @@ def n_jtds(
             dtype = accumulation_dtype(out.values[task])
             noise = jax.random.normal(jax.random.fold_in(key, index), (size_of(task),), dtype)
             table[task] = start + spread * noise
-        places = ids_of(batch, tasks)
-        for task in tasks:
-            wanted, found = out.values[task].shape, jnp.shape(places[task])
-            if found != wanted or not jnp.issubdtype(jnp.result_type(places[task]), jnp.integer):
-                raise ValueError(
-                    f"n_jtds(ids=) gives task {task!r} {jnp.result_type(places[task])}{list(found)}; expected "
-                    f"int{list(wanted)}, the place of every example of the batch in the training data."
-                )
-        problem, rows = problem_of(context, state.model_state, key), _gather(table, places)
+        places = rows_of(batch, tasks)
+        example_tables.check_rows("n_jtds", places, out)
+        problem, rows = problem_of(context, state.model_state, key), example_tables.read(table, places, table)
         carried = outer_level.init_outer(level, problem, state.params, rows, batch, key).hypergradient
         return outer_level.OuterState(table, optimizer.init(table), carried)
 
@@ -118,7 +106,8 @@ def n_jtds(
         return weights if schedule_primary else {context.model.primary: 1.0, **weights}
 
     def weights_in(context, state, batch):
-        return weights_of(context, _gather(state.method.meta, ids_of(batch, state.method.meta)))
+        table = state.method.meta
+        return weights_of(context, example_tables.read(table, rows_of(batch, table), table))
 
     def inner(context, state, batch, key):
         chosen = weights_in(context, state, batch)
@@ -139,16 +128,16 @@ def n_jtds(
 
     def outer(context, state, inner_batch, outer_batch, key):
         previous = state.method
-        places = ids_of(inner_batch, previous.meta)
+        places = rows_of(inner_batch, previous.meta)
         rows = outer_level.OuterState(
-            meta=_gather(previous.meta, places),
+            meta=example_tables.read(previous.meta, places, places),
             opt_state=optax.tree.map_params(optimizer, lambda leaf, at: leaf[at], previous.opt_state, places),
             hypergradient=previous.hypergradient,
         )
         problem = problem_of(context, state.model_state, key)
         new, metrics = outer_level.update_outer(level, problem, state.params, rows, inner_batch, outer_batch, key)
         # Where the optimiser's state has rows, and which: an empty index elsewhere.
-        rows_of = optax.tree.map_params(
+        rows_there = optax.tree.map_params(
             optimizer,
             lambda leaf, at: at,
             previous.opt_state,
@@ -156,13 +145,12 @@ def n_jtds(
             transform_non_params=lambda leaf: jnp.zeros((0,), jnp.int32),
         )
         opt_state = jax.tree.map(
-            lambda old, part, at: old.at[at].set(part) if at.size else part, previous.opt_state, new.opt_state, rows_of
+            lambda old, part, at: old.at[at].set(part) if at.size else part,
+            previous.opt_state,
+            new.opt_state,
+            rows_there,
         )
         table = {task: column.at[places[task]].set(new.meta[task]) for task, column in previous.meta.items()}
         return state._replace(method=outer_level.OuterState(table, opt_state, new.hypergradient)), metrics
 
     return Method(init, inner, outer, weights, whole_batch=True)
-
-
-def _gather(table, ids):
-    return {task: column.at[ids[task]].get(mode="fill", fill_value=jnp.nan) for task, column in table.items()}
