@@ -74,25 +74,23 @@ VARIANTS = {
 }
 
 
-def load(seed: int, *, variant: str = "plain", images=None) -> Data:
+def load(seed: int, *, variant: str = "plain") -> Data:
     """The pools "labelled", "pool", "dev", "validation" and "test" of a variant.
 
     Args:
       seed: non-negative integer; decides the split, the tasks and all noise.
       variant: one of `VARIANTS`.
-      images: `(image float32 [n, H, W, C], label int [n], source)` of another set with ten classes; the digits of
-        scikit-learn by default. At least 1,500.
 
     Returns:
       `Data`, whose `tasks` are the primary one and the auxiliary ones, named by their group: "helpful_0".
 
     Raises:
-      ValueError: an unknown variant, or labels that are not of ten classes.
+      ValueError: an unknown variant.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r}: expected one of {', '.join(VARIANTS)}.")
     chosen = VARIANTS[variant]
-    image, label, source = _digits() if images is None else images
+    image, label, source = _digits()
     dev_size, labelled_size = NUM_CLASSES * chosen.dev, NUM_CLASSES * chosen.labelled
     rows = four_way_split(
         label,
@@ -100,7 +98,7 @@ def load(seed: int, *, variant: str = "plain", images=None) -> Data:
         train_size=_FOR_TRAINING - dev_size,
         dev_size=dev_size,
         validation_size=200,
-        test_size=min(label.size - _FOR_TRAINING - 200, 2000),
+        test_size=label.size - _FOR_TRAINING - 200,
         seed=seed,
     )
     first = four_way_split(
