@@ -206,6 +206,29 @@ def test_the_default_curvatures_are_those_of_the_model(gives_outputs):
         np.testing.assert_allclose(info.signal[0, fold], wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
+def test_what_is_not_labelled_may_be_nan_and_changes_nothing():
+    def unlabelled(params, batch, key):
+        out = losses(params, batch, key)
+        if "far" not in out.values:  # the held-out loss
+            return out
+        values = jnp.concatenate([out.values["far"][:5], jnp.full(15, jnp.nan)])
+        return auxjax.TaskLosses(out.values | {"far": values}, masks={"far": jnp.arange(20) < 5})
+
+    def only_labelled(params, batch, key):
+        out = losses(params, batch, key)
+        return auxjax.TaskLosses({task: value[:5] if task == "far" else value for task, value in out.values.items()})
+
+    found, data = [], make_data()
+    for function in (unlabelled, only_labelled):
+        model = auxjax.TaskModel(function, primary="primary")
+        given = {"draw_inner": draw_inner, "draw_held_out": draw_held_out, "folds": FOLDS, "updates": 4}
+        rounds = make_rounds(model, optax.sgd(RATE), init_params, measure_at=(1.0,), loop="scan", **given)
+        found.append(rounds.round(rounds.init(jax.random.key(0), data), data)[1])
+    assert np.isfinite(found[0].signal).all()
+    np.testing.assert_allclose(found[0].signal, found[1].signal, rtol=1e-9)
+
+
 def test_learn_weights_finds_the_task_that_helps():
     learned = auxjax.learn_weights(
         MODEL,
