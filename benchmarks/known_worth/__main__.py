@@ -12,7 +12,6 @@ Given is the share of the oracle's gain: (accuracy - equal+dev) / (oracle - equa
 intervals by the bootstrap over seeds, both means in it. Rows that are in DIR/rows.jsonl are not repeated.
 """
 
-import argparse
 import json
 import pathlib
 import time
@@ -23,6 +22,7 @@ from auxjax import methods as known_methods
 from auxjax.training.refit import kept, relative_weights
 from benchmarks.known_worth import cross_fit, report
 from benchmarks.known_worth.training import inputs, train
+from experiments import cli
 from experiments.data.known_worth import GROUPS, VARIANTS
 from experiments.evaluation.statistics import auroc
 
@@ -161,13 +161,7 @@ def run_method(book: Book, variant: str, method: str, seeds: list[int], steps: i
 
 def main(argv=None) -> int:
     """Runs the command line."""
-    first, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.known_worth",
-        description=first,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.bare_parser("python -m benchmarks.known_worth", __doc__)
     parser.add_argument("--variants", default=",".join(VARIANTS), metavar="V,V,...", help="default: all")
     about = "default: all; none for none; ablation for cross_fit without its parts"
     parser.add_argument("--methods", default=",".join(METHODS), metavar="M,M,...", help=about)
