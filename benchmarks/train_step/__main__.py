@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --models mlp --tasks 1,39 --methods arml,jtds --repeats 10
-    python -m benchmarks.train_step --json train_step.json --out plots
+    python -m benchmarks.train_step --json train_step.json --out plots  # resumes after the last K
 
 A step is 10 inner updates and, where the method has an outer level, one outer update. Timed are the inner update as
 `make_step` compiles it, the outer update alone, and from both the time per inner update,
@@ -207,6 +207,25 @@ def growth(rows: list[dict]) -> list[dict]:
     return found
 
 
+def read(options: argparse.Namespace) -> dict:
+    """What the file has from a run before with the same settings on the same machine; or an empty result."""
+    settings = {name: value for name, value in vars(options).items() if name not in ("json", "out", "models", "tasks")}
+    settings, machine = json.loads(json.dumps(settings)), describe_machine()
+    empty = {"settings": settings, "goal": GOAL, "machine": machine, "rows": [], "left_out": [], "growth": []}
+    if options.json is None or not options.json.exists():
+        return empty | {"seconds": 0.0}
+    found = json.loads(options.json.read_text(encoding="utf-8"))
+    for name in ("settings", "machine"):
+        different = [key for key, value in empty[name].items() if found[name].get(key) != value]
+        if different:
+            raise SystemExit(
+                f"{options.json} has times with another {name}: "
+                + ", ".join(f"{key} {found[name].get(key)} instead of {empty[name][key]}" for key in different)
+                + ". Give another --json."
+            )
+    return found
+
+
 def integers(text: str) -> tuple[int, ...]:
     """Numbers of at least 1, separated by commas."""
     values = tuple(int(part) for part in text.split(","))
@@ -263,7 +282,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--image", type=int, default=16, help="height and width of the convnet's images (default 16)")
     add("--channels", type=integers, default=(16, 32, 64), metavar="C,C", help="of the convnet (default 16,32,64)")
     add("--seed", type=int, default=0, help="seed of data and parameters (default 0)")
-    add("--json", metavar="FILE", help="also write all numbers, versions and hardware to this file")
+    add(
+        "--json",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="also write all numbers, versions and hardware to this file, after every K; those it has are not measured "
+        "again, so that a run that was stopped resumes",
+    )
     add("--out", metavar="DIR", type=pathlib.Path, help="also put a plot and tables in Markdown here")
     options = parser.parse_args(arguments)
     for name in ("repeats", "inner_steps", "equations", "batch", "inputs", "image"):
@@ -276,27 +301,28 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> dict:
     """Runs the benchmark; returns what it writes to the JSON file."""
     options = parse(arguments)
-    start, rows, left_out = time.perf_counter(), [], []
+    result = read(options)
     with terminal.progress() as follow:
         for kind in options.models:
             for tasks in options.tasks or TASKS[kind]:
-                found, without = measure(kind, tasks, options, follow)
-                rows, left_out = rows + found, left_out + without
-    settings = {name: value for name, value in vars(options).items() if name not in ("json", "out")}
-    result = {"settings": settings, "goal": GOAL, "machine": describe_machine(), "rows": rows, "left_out": left_out}
-    result |= {"growth": growth(rows), "seconds": time.perf_counter() - start}
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=2)
-            file.write("\n")
+                if any((row["model"], row["tasks"]) == (kind, tasks) for row in result["rows"]):
+                    terminal.line(f"{options.json} has the times of the {MODELS[kind]} at K = {tasks}.")
+                    continue
+                start = time.perf_counter()
+                rows, left_out = measure(kind, tasks, options, follow)
+                result["rows"] += rows
+                result["left_out"] += left_out
+                result |= {"growth": growth(result["rows"]), "seconds": result["seconds"] + time.perf_counter() - start}
+                if options.json:
+                    options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     # Here and not above: this import sets up matplotlib, which `--help` and the timing need not wait for.
     from benchmarks.train_step import report
 
     report.show(result)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        report.draw(rows, options.out / "train_step.png")
-        report.write_markdown(rows, options.out / "train_step_tables.md")
+        report.draw(result["rows"], options.out / "train_step.png")
+        report.write_markdown(result["rows"], options.out / "train_step_tables.md")
         terminal.show_files("Files", [options.out / "train_step.png", options.out / "train_step_tables.md"])
     return result
 

@@ -104,3 +104,14 @@ def test_wrong_arguments_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         train_step.main(arguments)
     assert "error" in capsys.readouterr().err
+
+
+def test_a_file_with_other_settings_is_not_added_to(tmp_path, single_precision):
+    path = tmp_path / "out.json"
+    arguments = [*QUICK, "--models", "mlp", "--tasks", "1", "--json", str(path)]
+    whole = train_step.main([*arguments, "--equations", "1"])
+    written = path.read_text()
+    assert train_step.main([*arguments, "--equations", "1"]) == json.loads(json.dumps(whole))  # nothing is measured
+    assert path.read_text() == written
+    with pytest.raises(SystemExit, match="times with another settings: equations 1 instead of 2"):
+        train_step.main([*arguments, "--equations", "2"])
