@@ -101,6 +101,7 @@ def make_rounds(
     hypergradient: Estimator | None = None,
     rate: float = 2.0,
     loop: str | None = None,
+    together: bool | None = None,
 ) -> Rounds:
     """The rounds as functions, to be called one by one, saved in between, or mapped over seeds.
 
@@ -120,6 +121,9 @@ def make_rounds(
         empirical Fisher matrix of any other.
       rate: of the first step of phi; later ones are shorter.
       loop: how updates repeat, as for `make_step`. With "scan" a round is one program, which `vmap` takes.
+      together: whether the folds are one vmapped program, or one after the other with a program for one of them, which
+        a loop on the host can do. `None` takes the second way for convolutions on a CPU, where XLA runs those whose
+        kernels differ three times slower side by side.
 
     Returns:
       `Rounds`. Cost of a round: F T joint gradients, and F M measurements of about 2 (1 + solver's products) gradients
@@ -139,28 +143,26 @@ def make_rounds(
     if not measure_at or list(measure_at) != sorted(set(measure_at)) or not 0 < measure_at[0] <= measure_at[-1] <= 1:
         raise ValueError(f"{where}(measure_at={measure_at}): expected shares of a round, ascending, above 0, up to 1.")
     times = [max(1, round(share * updates)) for share in measure_at]
+    checks.one_of(where, (True, False, None), together=together)
     on_host = (loop or ("host" if loops.write_out(updates, np.inf) else "scan")) == "host"
+    if together is False and not on_host:
+        raise ValueError(f"{where}(together=False, loop={loop!r}): expected loop='host', which calls fold after fold.")
     numbers = jnp.arange(folds, dtype=jnp.int32)
 
     def updates_of(fold, names):
         method = fixed_weights(weights=dict.fromkeys(names, 1.0))
         return make_updates(model, method, optimizer, draw_inner=partial(_draw, draw_inner, fold))
 
-    def losses_of(data):
-        """Shapes of the losses of an inner batch."""
-
-        def one(data):
-            key = jax.random.key(0)
-            params, model_state = init_params(key)
-            batch = _draw(draw_inner, jnp.int32(0), data, key, step=jnp.int32(0), run_key=key)
-            return evaluation.evaluate(model, params, model_state, batch, key)
-
-        return jax.eval_shape(one, data)
+    def losses_of(data) -> TaskLosses:
+        """The losses of fresh params on an inner batch."""
+        key = jax.random.key(0)
+        params, model_state = init_params(key)
+        batch = _draw(draw_inner, jnp.int32(0), data, key, step=jnp.int32(0), run_key=key)
+        return evaluation.evaluate(model, params, model_state, batch, key)
 
     def tasks(data) -> list[str]:
-        return evaluation.auxiliary_or_raise(
-            where, Context(model, optax.with_extra_args_support(optimizer)), losses_of(data)
-        )
+        context = Context(model, optax.with_extra_args_support(optimizer))
+        return evaluation.auxiliary_or_raise(where, context, jax.eval_shape(losses_of, data))
 
     def weights_of(state: WeightState) -> jax.Array:
         return state.logits.shape[0] * jax.nn.softmax(state.logits)
@@ -175,57 +177,45 @@ def make_rounds(
             )
         return WeightState(jnp.int32(0), key, jnp.zeros(len(names)), jnp.zeros(()))
 
-    def start(state: WeightState, data) -> TrainState:
-        """Fresh networks, `[F, ...]`, with the weights in the place of the method's state."""
+    def start(fold, state: WeightState, data) -> TrainState:
+        """A fresh network, with the weights in the place of the method's state."""
         names = tasks(data)
         weights = dict(zip(names, weights_of(state), strict=True))
-        round_key = jax.random.fold_in(state.key, state.round)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.round), fold)
+        key_params, key_run = jax.random.split(key)
+        params, model_state = init_params(key_params)
+        made = updates_of(fold, names).init(key_run, params, data, model_state)
+        return made._replace(method=jax.tree.map(lambda new, old: new.astype(old.dtype), weights, made.method))
 
-        def one(fold):
-            key = jax.random.fold_in(round_key, fold)
-            key_params, key_run = jax.random.split(key)
-            params, model_state = init_params(key_params)
-            made = updates_of(fold, names).init(key_run, params, data, model_state)
-            return made._replace(method=jax.tree.map(lambda new, old: new.astype(old.dtype), weights, made.method))
+    def train(fold, network: TrainState, data) -> TrainState:
+        return updates_of(fold, list(network.method)).inner(network, data, 0)[0]
 
-        return jax.vmap(one)(numbers)
-
-    def train(networks: TrainState, data) -> TrainState:
-        def one(network, fold):
-            return updates_of(fold, list(network.method)).inner(network, data, 0)[0]
-
-        return jax.vmap(one)(networks, numbers)
-
-    def measure(networks: TrainState, data):
-        """Hypergradients `[F, K]`, held-out losses, training losses and residuals `[F]`."""
+    def measure(fold, network: TrainState, data):
+        """Hypergradients `[K]`, the held-out loss, the training loss and the residual."""
         names = tasks(data)
+        key = jax.random.fold_in(jax.random.fold_in(network.key, network.step), _MEASURE)
+        key_inner, key_outer, key = jax.random.split(key, 3)
+        extras = {"step": network.step, "run_key": network.key}
+        inner = _draw(draw_measured, fold, data, key_inner, **extras)
+        outer = _draw(draw_held_out, fold, data, key_outer, **extras)
+        bound = bind(model, averaged=None, step=network.step)
 
-        def one(network, fold):
-            key = jax.random.fold_in(jax.random.fold_in(network.key, network.step), _MEASURE)
-            key_inner, key_outer, key = jax.random.split(key, 3)
-            extras = {"step": network.step, "run_key": network.key}
-            inner = _draw(draw_measured, fold, data, key_inner, **extras)
-            outer = _draw(draw_held_out, fold, data, key_outer, **extras)
-            bound = bind(model, averaged=None, step=network.step)
+        def out_of(params, batch):
+            return evaluation.evaluate(bound, params, network.model_state, batch, key)
 
-            def out_of(params, batch):
-                return evaluation.evaluate(bound, params, network.model_state, batch, key)
+        def inner_loss(params, weights, batch):
+            return _weighted(model, out_of(params, batch), weights)
 
-            def inner_loss(params, weights, batch):
-                return _weighted(model, out_of(params, batch), weights)
+        def held_out_loss(params, weights, batch):
+            del weights
+            return _primary(model, out_of(params, batch))
 
-            def held_out_loss(params, weights, batch):
-                del weights
-                return _primary(model, out_of(params, batch))
-
-            problem = BilevelProblem(inner=inner_loss, outer=held_out_loss)
-            estimator = hypergradient or _default_estimator(bound, network.model_state, key)
-            found, info = estimator(problem, network.params, network.method, inner, outer, key=key)
-            signal = jnp.stack([found[name] for name in names])
-            train_loss = _primary(model, out_of(network.params, inner))
-            return signal, info.outer_loss, train_loss, info.relative_residual
-
-        return jax.vmap(one)(networks, numbers)
+        problem = BilevelProblem(inner=inner_loss, outer=held_out_loss)
+        estimator = hypergradient or _default_estimator(bound, network.model_state, key)
+        found, info = estimator(problem, network.params, network.method, inner, outer, key=key)
+        signal = jnp.stack([found[name] for name in names])
+        train_loss = _primary(model, out_of(network.params, inner))
+        return signal, info.outer_loss, train_loss, info.relative_residual
 
     def conclude(state: WeightState, measured) -> tuple[WeightState, RoundInfo]:
         signal, held_out, trained, residual = measured
@@ -236,28 +226,41 @@ def make_rounds(
         new = WeightState(state.round + 1, state.key, state.logits - step, squares)
         return new, RoundInfo(weights_of(new), signal, held_out, trained, residual)
 
-    wrap = jax.jit if on_host else (lambda function: function)
-    start, train, measure, conclude = (wrap(function) for function in (start, train, measure, conclude))
-
     waits = [time - before for before, time in zip([0, *times], times, strict=False)]
 
-    def one_round(state: WeightState, data) -> tuple[WeightState, RoundInfo]:
-        networks = start(state, data)
-        if not on_host:
+    def one_program(state: WeightState, data) -> tuple[WeightState, RoundInfo]:
+        start, train, measure = side_by_side
 
-            def wait_and_measure(networks, wait):
-                networks = jax.lax.fori_loop(0, wait, lambda _, networks: train(networks, data), networks)
-                return networks, measure(networks, data)
+        def wait_and_measure(networks, wait):
+            networks = jax.lax.fori_loop(0, wait, lambda _, networks: train(numbers, networks, data), networks)
+            return networks, measure(numbers, networks, data)
 
-            return conclude(state, jax.lax.scan(wait_and_measure, networks, jnp.array(waits))[1])
-        measured = []
+        return conclude(state, jax.lax.scan(wait_and_measure, start(numbers, state, data), jnp.array(waits))[1])
+
+    def on_the_host(state: WeightState, data) -> tuple[WeightState, RoundInfo]:
+        slow = jax.default_backend() == "cpu" and _has_convolution(losses_of, data)
+        alone = slow if together is None else not together
+        start, train, measure = one_by_one if alone else compiled
+        measured, copies = [], list(numbers) if alone else [numbers]
+        networks = [start(copy, state, data) for copy in copies]
         for wait in waits:
             for _ in range(wait):
-                networks = train(networks, data)
-            measured.append(measure(networks, data))
-        return conclude(state, jax.tree.map(lambda *parts: jnp.stack(parts), *measured))
+                networks = [train(*pair, data) for pair in zip(copies, networks, strict=True)]
+            found = [measure(*pair, data) for pair in zip(copies, networks, strict=True)]
+            measured.append(jax.tree.map(lambda *parts: jnp.stack(parts), *found) if alone else found[0])
+        return compiled_conclude(state, jax.tree.map(lambda *parts: jnp.stack(parts), *measured))
 
-    return Rounds(init, one_round if on_host else jax.jit(one_round), weights_of, tasks)
+    # Over folds, networks and data.
+    side_by_side = jax.vmap(start, (0, None, None)), jax.vmap(train, (0, 0, None)), jax.vmap(measure, (0, 0, None))
+    compiled = [jax.jit(function) for function in side_by_side]
+    one_by_one = [jax.jit(function) for function in (start, train, measure)]
+    compiled_conclude = jax.jit(conclude)
+    return Rounds(init, on_the_host if on_host else jax.jit(one_program), weights_of, tasks)
+
+
+def _has_convolution(function: Callable, *args) -> bool:
+    """Whether a function's program has a convolution."""
+    return "conv_general_dilated" in str(jax.make_jaxpr(function)(*args))
 
 
 def _weighted(model: TaskModel, out: TaskLosses, weights) -> jax.Array:

@@ -10,8 +10,9 @@ import pytest
 
 import auxjax
 from auxjax.hypergrad import implicit
+from auxjax.models import ConvNet
 from auxjax.solvers import dense
-from auxjax.training.weight_learning import make_rounds
+from auxjax.training.weight_learning import _has_convolution, make_rounds
 
 TASKS = ("far", "near")  # sorted by name, as everywhere
 FOLDS, COUNT, DIM = 3, 12, 3
@@ -155,10 +156,21 @@ def test_folds_are_those_of_a_loop_over_folds():
 def test_loops_on_the_host_and_in_the_program_agree():
     data = make_data()
     found = []
-    for loop in ("scan", "host"):
-        rounds = rounds_of(loop=loop)
+    for options in ({"loop": "scan"}, {"loop": "host"}, {"loop": "host", "together": False}):
+        rounds = rounds_of(**options)
         found.append(rounds.round(rounds.init(jax.random.key(2), data), data)[1])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), *found)
+    for other in found[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), found[0], other)
+
+
+def test_fold_after_fold_is_for_a_loop_on_the_host_and_chosen_where_there_are_convolutions():
+    with pytest.raises(ValueError, match=r"together=False, loop='scan'\): expected loop='host'"):
+        rounds_of(together=False)
+    network = ConvNet(heads={"y": 1}, channels=(2,))
+    images = jnp.zeros((1, 4, 4, 1), jnp.float32)
+    params = network.init(jax.random.key(0), images)["params"]
+    assert _has_convolution(lambda x: jax.jit(lambda x: network.apply({"params": params}, x).heads["y"])(x), images)
+    assert not _has_convolution(jnp.sin, images)
 
 
 def test_a_saved_state_resumes_to_the_bit():
