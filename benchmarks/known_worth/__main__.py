@@ -2,8 +2,9 @@
 
     python -m benchmarks.known_worth --out out/known-worth
     python -m benchmarks.known_worth --variants plain,easy_image --methods arml,jtds --seeds 10 --out out/known-worth
+    python -m benchmarks.known_worth --config known_worth_cifar10 --data-dir DIR --seeds 5 --out out/known-worth-images
 
-For every variant of the config `known_worth` it trains, all seeds in one program: the controls (no task, equal weights,
+For every variant of the config it trains, on digits all seeds in one program: the controls (no task, equal weights,
 the best scalar, each group of tasks alone, the oracle); every method in a run of its own; and, with the weights that it
 has learned, `+refit`, a run from scratch on all labels. Methods without a dev set train on all labels in their own run,
 too. `cross_fit` is `auxjax.learn_weights`, which has no run of its own.
@@ -21,13 +22,12 @@ import numpy as np
 from auxjax import methods as known_methods
 from auxjax.training.refit import kept, relative_weights
 from benchmarks.known_worth import cross_fit, report
-from benchmarks.known_worth.training import inputs, train
+from benchmarks.known_worth.training import Bench, inputs, train
 from experiments import cli
 from experiments.data.known_worth import GROUPS, VARIANTS
 from experiments.evaluation.statistics import auroc
 
 STEPS = 2000
-ORACLE = 3.0
 METHODS = (
     "adaloss",
     "arml",
@@ -53,19 +53,24 @@ ABLATION: dict[str, dict] = {
     "cross_fit, one round": {"rounds": 1},
     "cross_fit, early moments too": {"measure_at": (0.5, 0.75, 1.0)},
 }
+ORACLES = {"known_worth": 3.0, "known_worth_cifar10": 10.0}  # weight of the helpful tasks; the others have 0
 OPTIONS = {"auxinash": "auxinash:refresh=outer"}
-# Weights of the groups of tasks, dev in training. The scalars are one weight for all tasks.
-CONTROLS = {
-    "equal": (1.0, 1.0, 1.0),
-    "oracle": (ORACLE, 0.0, 0.0),
-    "primary alone": (0.0, 0.0, 0.0),
-    "scalar 0.3": (0.3, 0.3, 0.3),
-    "scalar 3": (3.0, 3.0, 3.0),
-    "helpful at 1": (1.0, 0.0, 0.0),
-    "helpful at 10": (10.0, 0.0, 0.0),
-    "image alone": (0.0, 1.0, 0.0),
-    "random alone": (0.0, 0.0, 1.0),
-}
+
+
+def controls(config: str) -> dict[str, tuple[float, float, float]]:
+    """Weights of the groups of tasks, dev in training. The scalars are one weight for all tasks."""
+    best = ORACLES[config]
+    helpful = {f"helpful at {weight:g}": (weight, 0.0, 0.0) for weight in (1.0, 3.0, 10.0) if weight != best}
+    return {
+        "equal": (1.0, 1.0, 1.0),
+        "oracle": (best, 0.0, 0.0),
+        "primary alone": (0.0, 0.0, 0.0),
+        "scalar 0.3": (0.3, 0.3, 0.3),
+        "scalar 3": (3.0, 3.0, 3.0),
+        **helpful,
+        "image alone": (0.0, 1.0, 0.0),
+        "random alone": (0.0, 0.0, 1.0),
+    }
 
 
 def group_of(task: str) -> str:
@@ -125,43 +130,46 @@ class Book:
         print(f"{variant}, {name}: {100 * np.mean(accuracy):.2f} %", flush=True)
 
 
-def refit(variant: str, seeds, weights, steps: int):
+def refit(bench: Bench, variant: str, seeds, weights, steps: int):
     """Accuracies of runs from scratch on all labels with weights `{task: [S]}`."""
-    return train(variant, "fixed_weights", seeds, with_dev=True, weights=weights, steps=steps).accuracy
+    return train(bench, variant, "fixed_weights", seeds, with_dev=True, weights=weights, steps=steps).accuracy
 
 
-def run_control(book: Book, variant: str, name: str, seeds: list[int], steps: int) -> None:
+def run_control(book: Book, bench: Bench, variant: str, name: str, seeds: list[int], steps: int) -> None:
     """A row of fixed weights."""
     if not book.has(variant, name, seeds):
-        by_group = dict(zip(GROUPS, CONTROLS[name], strict=True))
-        tasks = inputs(variant, tuple(seeds), True).shapes.tasks
+        by_group = dict(zip(GROUPS, controls(bench.config)[name], strict=True))
+        tasks = inputs(bench, variant, tuple(seeds), True).shapes.tasks
         weights = {task: np.full(len(seeds), by_group.get(group_of(task), 1.0)) for task in tasks}
-        book.add(variant, name, seeds, refit(variant, seeds, weights, steps), None)
+        book.add(variant, name, seeds, refit(bench, variant, seeds, weights, steps), None)
 
 
-def run_method(book: Book, variant: str, method: str, seeds: list[int], steps: int) -> None:
+def run_method(book: Book, bench: Bench, variant: str, method: str, seeds: list[int], steps: int) -> None:
     """A method's own run and its refit."""
     if book.has(variant, f"{method}+keep", seeds):
         return
     start = time.perf_counter()
     if method in ("cross_fit", *ABLATION):
-        weights = cross_fit.learn(variant, seeds, **ABLATION.get(method, {}))
+        weights = cross_fit.learn(bench, variant, seeds, **ABLATION.get(method, {}))
     else:
         with_dev = "outer_batch" not in known_methods.info(method).needs
-        row = train(variant, OPTIONS.get(method, method), seeds, with_dev=with_dev, steps=steps)
+        row = train(bench, variant, OPTIONS.get(method, method), seeds, with_dev=with_dev, steps=steps)
         weights = learned_weights(row)
         book.add(variant, method, seeds, row.accuracy, weights, seconds=time.perf_counter() - start)
     learning = time.perf_counter() - start
-    accuracy = refit(variant, seeds, weights, steps)
+    accuracy = refit(bench, variant, seeds, weights, steps)
     more = {"seconds_of_learning": learning, "seconds": time.perf_counter() - start}
     book.add(variant, f"{method}+refit", seeds, accuracy, weights, **more)
     chosen = selected(weights)
-    book.add(variant, f"{method}+keep", seeds, refit(variant, seeds, chosen, steps), chosen, **more)
+    book.add(variant, f"{method}+keep", seeds, refit(bench, variant, seeds, chosen, steps), chosen, **more)
 
 
 def main(argv=None) -> int:
     """Runs the command line."""
     parser = cli.bare_parser("python -m benchmarks.known_worth", __doc__)
+    about = "known_worth: digits (default); known_worth_cifar10: images, a convolutional network"
+    parser.add_argument("--config", default="known_worth", choices=("known_worth", "known_worth_cifar10"), help=about)
+    parser.add_argument("--data-dir", metavar="DIR", help="where the images lie, see docs/data.md")
     parser.add_argument("--variants", default=",".join(VARIANTS), metavar="V,V,...", help="default: all")
     about = "default: all; none for none; ablation for cross_fit without its parts"
     parser.add_argument("--methods", default=",".join(METHODS), metavar="M,M,...", help=about)
@@ -178,13 +186,13 @@ def main(argv=None) -> int:
             if one not in there:
                 parser.error(f"{one!r}: expected one of {', '.join(there)}")
     seeds = list(range(options.seeds))
-    book = Book(options.out)
-    for name in CONTROLS:
+    bench, book = Bench(options.config, options.data_dir), Book(options.out)
+    for name in controls(options.config):
         for variant in variants:
-            run_control(book, variant, name, seeds, options.steps)
+            run_control(book, bench, variant, name, seeds, options.steps)
     for method in wanted:
         for variant in variants:
-            run_method(book, variant, method, seeds, options.steps)
+            run_method(book, bench, variant, method, seeds, options.steps)
     report.write(book.rows, options.out)
     return 0
 

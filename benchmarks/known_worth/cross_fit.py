@@ -1,4 +1,4 @@
-"""`cross_fit` on the config `known_worth`, seed after seed, as `experiments` runs it and with its parts exchanged."""
+"""`cross_fit` on the bench, seed after seed, as `experiments` runs it and with its parts exchanged."""
 
 import inspect
 
@@ -8,7 +8,7 @@ import optax
 from auxjax import learn_weights
 from auxjax.hypergrad import implicit, one_step
 from auxjax.solvers import minres, neumann
-from experiments.configs import known_worth as config
+from benchmarks.known_worth.training import Bench
 from experiments.training import cross_fit
 from experiments.training.single import on_device
 
@@ -21,10 +21,13 @@ ESTIMATORS = {
 ROUNDS = inspect.signature(learn_weights).parameters["rounds"].default
 
 
-def learn(variant: str, seeds, *, estimator: str = "exact", rounds: int = ROUNDS, folds: int = 4, **options):
+def learn(
+    bench: Bench, variant: str, seeds, *, estimator: str = "exact", rounds: int = ROUNDS, folds: int = 4, **options
+):
     """The weights of every seed, `{task: [S]}`, the primary task's 1.
 
     Args:
+      bench: data and network.
       variant: one of `experiments.data.known_worth.VARIANTS`.
       seeds: the seeds.
       estimator: one of `ESTIMATORS`.
@@ -32,11 +35,11 @@ def learn(variant: str, seeds, *, estimator: str = "exact", rounds: int = ROUNDS
       folds: how many.
       **options: of `auxjax.make_rounds`.
     """
-    settings, options = config.Settings(variant=variant), {"folds": folds, **options}
+    settings, options = bench.settings(variant), {"folds": folds, **options}
     options["hypergradient"] = ESTIMATORS[estimator]
     names, found = [], []
     for seed in seeds:
-        task = cross_fit.prepare("known_worth", settings, options, seed, None, on_device)
+        task = cross_fit.prepare(bench.config, settings, options, seed, bench.data_dir, on_device)
         names, state = task.rounds.tasks(task.data), cross_fit.begin(task, seed)
         for _ in range(rounds):
             state, _ = task.rounds.round(state, task.data)

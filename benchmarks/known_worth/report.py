@@ -32,12 +32,16 @@ def differences(row: dict, baseline: dict) -> np.ndarray:
 
 
 def share(row: dict, baseline: dict, oracle: dict) -> Share:
-    """`mean(row - baseline) / mean(oracle - baseline)`, seeds drawn with replacement for the interval."""
+    """`mean(row - baseline) / mean(oracle - baseline)`, seeds drawn with replacement for the interval.
+
+    Where the oracle gains nothing there is no share: NaN, or infinite.
+    """
     gains, most = differences(row, baseline), differences(oracle, baseline)
     drawn = np.random.default_rng(0).integers(len(gains), size=(RESAMPLES, len(gains)))
-    shares = gains[drawn].mean(axis=1) / most[drawn].mean(axis=1)
-    low, high = np.percentile(shares, [2.5, 97.5])
-    return Share(gains.mean() / most.mean(), low, high)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = gains[drawn].mean(axis=1) / most[drawn].mean(axis=1)
+        low, high = np.percentile(shares, [2.5, 97.5])
+        return Share(gains.mean() / most.mean(), low, high)
 
 
 def by_variant(rows: list[dict]) -> dict[str, dict[str, dict]]:
@@ -76,8 +80,14 @@ def matrix(found: dict[str, dict[str, dict]]) -> tuple[list[str], np.ndarray]:
         for place, name in enumerate(names):
             if name in named:
                 shares[place, column] = share(named[name], named[BASELINE], named[ORACLE]).mean
-    order = np.argsort(-np.nanmean(shares, axis=1), kind="stable")
+    order = np.argsort(-means_of(shares), kind="stable")
     return [names[place] for place in order], shares[order]
+
+
+def means_of(shares: np.ndarray) -> np.ndarray:
+    """Means over the variants that have a share, 0 where none has."""
+    known = np.isfinite(shares)
+    return np.where(known, shares, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
 
 
 def heat_map(found: dict[str, dict[str, dict]], path: pathlib.Path) -> None:
@@ -85,7 +95,7 @@ def heat_map(found: dict[str, dict[str, dict]], path: pathlib.Path) -> None:
     names, shares = matrix(found)
     variants = list(found)
     gains = [differences(named[ORACLE], named[BASELINE]).mean() for named in found.values()]
-    means = np.nanmean(shares, axis=1)
+    means = means_of(shares)
     figure, axes = plt.subplots(figsize=(1.6 + 0.85 * (len(variants) + 1), 1.6 + 0.3 * len(names)))
     shown = np.column_stack([shares, means])
     image = axes.imshow(shown, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
@@ -114,7 +124,7 @@ def heat_lines(found: dict[str, dict[str, dict]]) -> list[str]:
     """The heat map as a table with intervals, in Markdown."""
     names, shares = matrix(found)
     lines = [f"| method | {' | '.join(found)} | mean |", f"|---|{'---:|' * (len(found) + 1)}"]
-    for name, row in zip(names, shares, strict=True):
+    for name, mean in zip(names, means_of(shares), strict=True):
         cells = []
         for named in found.values():
             if name in named:
@@ -122,7 +132,7 @@ def heat_lines(found: dict[str, dict[str, dict]]) -> list[str]:
                 cells.append(f"{one.mean:.2f} ({one.low:.2f}, {one.high:.2f})")
             else:
                 cells.append("")
-        lines.append(f"| {name} | {' | '.join(cells)} | {np.nanmean(row):.2f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {mean:.2f} |")
     return lines
 
 

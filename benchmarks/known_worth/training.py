@@ -1,4 +1,4 @@
-"""Runs of one method over many seeds as one program, on the config `known_worth`."""
+"""Runs of one method over many seeds: as one program, or one after the other where the network is convolutional."""
 
 import functools
 from typing import NamedTuple
@@ -8,11 +8,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from auxjax.training.sweep import make_sweep, run_of
-from experiments.configs import known_worth as config
+from experiments import configs
 from experiments.data import pools
 from experiments.evaluation.evaluators import Trained
 from experiments.methods import defaults, labels
 from experiments.training import sources
+
+LOG_EVERY = 100  # updates
+
+
+class Bench(NamedTuple):
+    """The data and the network that all runs share.
+
+    Attributes:
+      config: `known_worth`, or `known_worth_cifar10`.
+      data_dir: where the config's data lie, `None` for digits.
+    """
+
+    config: str = "known_worth"
+    data_dir: str | None = None
+
+    @property
+    def together(self) -> bool:
+        """Whether all seeds are one program: of convolutions side by side XLA makes slow ones on the CPU."""
+        return self.config == "known_worth"
+
+    def settings(self, variant: str = "plain"):
+        """The config's settings."""
+        return configs.get(self.config).Settings(variant=variant)
 
 
 class Row(NamedTuple):
@@ -37,10 +60,10 @@ class Inputs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def inputs(variant: str, seeds: tuple[int, ...], with_dev: bool) -> Inputs:
+def inputs(bench: Bench, variant: str, seeds: tuple[int, ...], with_dev: bool) -> Inputs:
     """The data of a variant."""
-    settings = config.Settings(variant=variant)
-    data = [config.load(settings, seed, None) for seed in seeds]
+    config, settings = configs.get(bench.config), bench.settings(variant)
+    data = [config.load(settings, seed, bench.data_dir) for seed in seeds]
     trained_on = [pools.with_dev(one) for one in data] if with_dev else data
     shapes = pools.shapes(trained_on[0])
     experiment = config.build(settings, shapes)
@@ -56,8 +79,9 @@ def stacked(trees):
 
 
 @functools.lru_cache(maxsize=64)
-def _program(settings, label: str, shapes):
+def _program(bench: Bench, label: str, shapes):
     """`(init, step, experiment)` of a method; variants of one shape share it."""
+    config, settings = configs.get(bench.config), bench.settings()
     experiment = config.build(settings, shapes)
     method = labels.make(label, defaults.options_of(config, settings, shapes))
     init, step = make_sweep(
@@ -67,7 +91,7 @@ def _program(settings, label: str, shapes):
         draw_inner=experiment.draw_inner,
         draw_outer=experiment.draw_outer,
         batches="stacked",
-        loop="scan",
+        loop="scan" if bench.together else "host",
     )
     return init, step, experiment
 
@@ -81,21 +105,35 @@ def keys_and_params(experiment, seeds):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
 
 
-def train(variant: str, label: str, seeds, *, with_dev: bool, weights=None, steps: int, log_every: int = 100) -> Row:
+def train(bench: Bench, variant: str, label: str, seeds, *, with_dev: bool, weights=None, steps: int) -> Row:
     """Trains a method over all seeds.
 
     Args:
+      bench: data and network.
       variant: one of `experiments.data.known_worth.VARIANTS`.
       label: of the method.
       seeds: the seeds.
       with_dev: whether the dev images are trained on.
       weights: `{task: [S]}` for `fixed_weights`.
       steps: inner updates.
-      log_every: updates between moments of the log.
     """
-    settings = config.Settings()
-    given = inputs(variant, tuple(seeds), with_dev)
-    init, step, experiment = _program(settings, label, given.shapes)
+    if bench.together:
+        return _train_together(bench, variant, label, seeds, with_dev=with_dev, weights=weights, steps=steps)
+    rows = []
+    for place, seed in enumerate(seeds):
+        one = None if weights is None else {task: values[place : place + 1] for task, values in weights.items()}
+        given = {"with_dev": with_dev, "weights": one, "steps": steps}
+        rows.append(_train_together(bench, variant, label, [seed], **given))
+    accuracy = np.concatenate([row.accuracy for row in rows])
+    return Row(
+        accuracy, {task: np.concatenate([row.weights[task] for row in rows], axis=1) for task in rows[0].weights}
+    )
+
+
+def _train_together(bench: Bench, variant: str, label: str, seeds, *, with_dev: bool, weights, steps: int) -> Row:
+    settings = bench.settings()
+    given = inputs(bench, variant, tuple(seeds), with_dev)
+    init, step, experiment = _program(bench, label, given.shapes)
     keys, params = keys_and_params(experiment, seeds)
     state = init(keys, params, given.inner)
     if weights is not None:
@@ -103,7 +141,7 @@ def train(variant: str, label: str, seeds, *, with_dev: bool, weights=None, step
     log = []
     for count in range(settings.inner_steps, steps + 1, settings.inner_steps):
         state, metrics = step(state, given.inner, given.outer)
-        if count % log_every == 0 or count + settings.inner_steps > steps:
+        if count % LOG_EVERY == 0 or count + settings.inner_steps > steps:
             found = jax.device_get(metrics)
             log.append({task: found[f"weight/{task}"] for task in given.shapes.tasks})
     accuracy = accuracy_of(experiment, state.params, given.test)

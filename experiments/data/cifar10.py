@@ -16,7 +16,7 @@ from experiments.data.pools import Data
 NUM_CLASSES = 10
 NPZ_SHA256 = "37970d1bf9dbb9740b3a3cdd3b6e0f05cb1cd2070728a0edf9d1f3ecefcbba45"
 
-_DATA_SET = cifar.DataSet(
+DATA_SET = cifar.DataSet(
     name="cifar10",
     title="CIFAR-10",
     labels={"label": ("classes", NUM_CLASSES)},
@@ -58,7 +58,7 @@ def load(
       ValueError: damaged or unsuitable files, or from `four_way_split` and `symmetric_noise`.
       ImportError: a TFDS directory, but no tensorflow_datasets.
     """
-    source = cifar.read(data_dir, _DATA_SET)
+    source = cifar.read(data_dir, DATA_SET)
     found = cifar.cut(
         source,
         {"label": NUM_CLASSES},
@@ -77,4 +77,4 @@ def load(
 
 def find(data_dir: str | os.PathLike | None) -> tuple[str, pathlib.Path]:
     """What lies at `data_dir` (see `load`): ("npz", archive) or ("tfds", version directory)."""
-    return cifar.find(data_dir, _DATA_SET)
+    return cifar.find(data_dir, DATA_SET)

@@ -87,9 +87,7 @@ def load(seed: int, *, variant: str = "plain") -> Data:
     Raises:
       ValueError: an unknown variant.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r}: expected one of {', '.join(VARIANTS)}.")
-    chosen = VARIANTS[variant]
+    chosen = variant_of(variant)
     image, label, source = _digits()
     dev_size, labelled_size = NUM_CLASSES * chosen.dev, NUM_CLASSES * chosen.labelled
     rows = four_way_split(
@@ -101,8 +99,28 @@ def load(seed: int, *, variant: str = "plain") -> Data:
         test_size=label.size - _FOR_TRAINING - 200,
         seed=seed,
     )
-    first = four_way_split(
-        label[rows.train],
+    labelled, pool = labelled_and_pool(rows.train, label, labelled_size, seed)
+    places = {"labelled": labelled, "pool": pool}
+    places |= {name: getattr(rows, name) for name in ("dev", "validation", "test")}
+    tasks = make_tasks(chosen, image, label, seed)
+    return assemble(chosen, image, label, places, tasks, seed, f"{source}, variant {variant}, seed {seed}")
+
+
+def variant_of(name: str) -> Variant:
+    """The variant of a name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"variant={name!r}: expected one of {', '.join(VARIANTS)}.")
+    return VARIANTS[name]
+
+
+def labelled_and_pool(rows, label, labelled_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts the rows of a training set in those that show their class, as many of each, and all others."""
+    cut = four_way_split(
+        label[rows],
         num_classes=NUM_CLASSES,
         train_size=None,
         dev_size=labelled_size,
@@ -110,23 +128,35 @@ def load(seed: int, *, variant: str = "plain") -> Data:
         test_size=0,
         seed=seed,
     )
-    places = {"labelled": rows.train[first.dev], "pool": rows.train[first.train]}
-    places |= {name: getattr(rows, name) for name in ("dev", "validation", "test")}
-    tasks, targets = make_tasks(chosen, image, label, seed)
-    binary = chosen.scale == 0
-    kinds = {"binary": [name for name in tasks if binary or name.startswith("helpful")]}
-    kinds["real"] = [name for name in tasks if name not in kinds["binary"]]
-    kinds = {kind: tuple(names) for kind, names in kinds.items() if names}
+    return rows[cut.dev], rows[cut.train]
+
+
+def assemble(variant: Variant, image, label, places: dict, tasks, seed: int, source: str) -> Data:
+    """The pools.
+
+    Args:
+      variant: of `VARIANTS`.
+      image, label: of all examples.
+      places: `{pool: rows}`.
+      tasks: names and targets `[n, K]` of the auxiliary tasks, as `make_tasks` returns them.
+      seed: of the wrong labels.
+      source: where the images are from.
+    """
+    names, targets = tasks
+    binary = variant.scale == 0
+    kinds = {"binary": [name for name in names if binary or name.startswith("helpful")]}
+    kinds["real"] = [name for name in names if name not in kinds["binary"]]
+    kinds = {kind: tuple(of_kind) for kind, of_kind in kinds.items() if of_kind}
     pools = {}
     for name, at in places.items():
         arrays = {"image": image[at], "example_id": at.astype(np.int32)}
         if name == "pool":
-            for kind, names in kinds.items():
-                columns = [tasks.index(task) for task in names]
+            for kind, of_kind in kinds.items():
+                columns = [names.index(task) for task in of_kind]
                 arrays[kind] = targets[np.ix_(at, columns)].astype(np.int32 if kind == "binary" else np.float32)
         else:
             true = label[at].astype(np.int32)
-            rate = chosen.noise if name == "labelled" else 0.0
+            rate = variant.noise if name == "labelled" else 0.0
             noisy = symmetric_noise(true, rate, NUM_CLASSES, seed)
             arrays |= {"label": noisy.label, "true_label": true, "corrupted": noisy.corrupted}
         purpose = "train" if name in ("labelled", "pool") else name
@@ -137,9 +167,9 @@ def load(seed: int, *, variant: str = "plain") -> Data:
         "true_label": Column("truth", "class", size=NUM_CLASSES, of="label"),
         "corrupted": Column("truth", "binary", of="true_label"),
         "example_id": Column("id", "integer"),
-        **{kind: Column("target", kind, names=names) for kind, names in kinds.items()},
+        **{kind: Column("target", kind, names=of_kind) for kind, of_kind in kinds.items()},
     }
-    data = Data(pools, columns, "label", f"{source}, variant {variant}, seed {seed}", ("class", *tasks))
+    data = Data(pools, columns, "label", source, ("class", *names))
     check_data(data)
     return data
 

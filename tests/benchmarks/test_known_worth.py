@@ -1,12 +1,16 @@
 """The report of the bench of known worth, on rows whose shares are known, and what a row's weights become."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from benchmarks.known_worth import report
 from benchmarks.known_worth.__main__ import aurocs, learned_weights, main, selected
-from benchmarks.known_worth.training import Row
+from benchmarks.known_worth.training import Bench, Row
+from experiments.configs import known_worth_cifar10 as images
+from tests.helpers.cifar_files import write_cifar10_archive
 
 SEEDS = list(range(4))
 
@@ -22,6 +26,12 @@ def test_shares_are_means_over_means_with_the_interval_around_them():
     assert half.low < 0.5 < half.high
     assert report.share(oracle, baseline, oracle) == pytest.approx((1, 1, 1))
     assert report.share(row("harm", [0.88, 0.89, 0.9, 0.88]), baseline, oracle).mean == pytest.approx(-0.5)
+
+
+def test_there_is_no_share_where_the_oracle_gains_nothing():
+    same = row("equal", [0.9] * 4)
+    assert np.isnan(report.share(same, same, same).mean)
+    assert report.share(row("half", [0.95] * 4), same, same).mean == np.inf
 
 
 def test_the_report_has_a_table_and_a_heat_map(tmp_path, capsys):
@@ -68,3 +78,20 @@ def test_a_short_run_of_everything(tmp_path):
     lines = (tmp_path / "rows.jsonl").read_text()
     assert main([*options, "--out", str(tmp_path)]) == 0  # nothing is repeated
     assert (tmp_path / "rows.jsonl").read_text() == lines
+
+
+@pytest.mark.slow
+@jax.numpy_dtype_promotion("standard")
+def test_a_short_run_on_images(tmp_path, monkeypatch):
+    """One seed after the other."""
+    archive = write_cifar10_archive(tmp_path / "cifar10_small.npz")
+    sizes = {"variant": "dev_1", "times": 1, "pool_size": 20, "side": 8, "channels": (2,), "pool_batch_size": 8}
+    monkeypatch.setattr(Bench, "settings", lambda bench, variant="dev_1": images.Settings(**sizes))
+    monkeypatch.setattr(images.data, "VALIDATION", 10)
+    monkeypatch.setattr(images.data.load, "__kwdefaults__", images.data.load.__kwdefaults__ | {"test_size": 20})
+    options = ["--config", "known_worth_cifar10", "--data-dir", str(archive), "--variants", "dev_1"]
+    options += ["--methods", "cross_fit", "--seeds", "2", "--steps", "20", "--out", str(tmp_path / "out")]
+    assert main(options) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    assert {"equal", "oracle", "helpful at 3", "cross_fit+refit"} <= {row["name"] for row in rows}
+    assert all(len(row["accuracy"]) == 2 for row in rows)
