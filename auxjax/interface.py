@@ -130,6 +130,11 @@ class TaskModel(NamedTuple):
       outputs: `(params, batch, key) -> z`, what the losses are computed from, such as the logits: any pytree. With
         `output_losses` it gives `learn_weights` the Gauss-Newton matrix; `losses` has to be the two after each other.
       output_losses: `(z, batch, key) -> TaskLosses`, every loss convex in z, as cross-entropy and squared error are.
+      trainable: which leaves of `params` are trained: a predicate on the path of a leaf, a pytree of bools, or
+        `None` for all. The others are frozen: they may have any dtype, and no method, linear system or optimiser sees
+        them.
+      products: "forward", or "reverse" for losses with `jax.custom_vjp` operations (attention kernels, quantisers),
+        which have no forward mode: products with gradients and Jacobians are then taken by reverse passes alone.
     """
 
     losses: LossFunction
@@ -139,6 +144,8 @@ class TaskModel(NamedTuple):
     feature_loss: FeatureLoss | None = None
     outputs: Callable[..., PyTree] | None = None
     output_losses: Callable[..., TaskLosses] | None = None
+    trainable: Callable[[str], object] | PyTree = None
+    products: str = "forward"
 
 
 EXTRAS = ("state", "averaged", "step")
@@ -246,6 +253,8 @@ class Method(NamedTuple):
         and their optimiser's state: a predicate on the path of a leaf, such as `lambda path: path != "products"`. The
         updates change these leaves by nothing but what went through `context.share`, or by one another. `None` for
         methods that cannot be trained in folds.
+      outer_data: whether `outer` looks at the outer batch, which `step` then asks for; False for methods that learn on
+        inner batches alone.
     """
 
     init: InitState
@@ -254,3 +263,4 @@ class Method(NamedTuple):
     weights: TaskWeights | None = None
     whole_batch: bool = False
     shared: Callable[[str], object] | None = None
+    outer_data: bool = True

@@ -87,6 +87,20 @@ def function(where: str, expected: str = "a function", **options) -> None:
             raise TypeError(f"{where}({name}=): expected {expected}, got {type(value).__name__}.")
 
 
+def optimizer(where: str, **options) -> None:
+    """Raises a TypeError unless each option is an optax transformation or `None`."""
+    for name, value in options.items():
+        if value is None or (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
+            continue
+        got = type(value).__name__
+        if isinstance(value, int | float):
+            got = f"{value}; for steps of that size write optax.sgd({value})"
+        elif callable(value):
+            called = getattr(value, "__name__", got)
+            got = f"the function {called}; if it makes one, call it: {called}(...)"
+        raise TypeError(f"{where}({name}=): expected an optax transformation, such as optax.adam(1e-2), got {got}.")
+
+
 def key(where: str, key) -> None:
     """Raises a TypeError unless `key` is one typed PRNG key.
 

@@ -126,6 +126,49 @@ def mask_by_path(params, predicate: Callable[[str], object]):
     return mask
 
 
+def checked_mask(where: str, params, chosen):
+    """The leaves of `params` that an option chooses, as a pytree of bools; `None`, for all of them, stays `None`.
+
+    Args:
+      where: name of the option, for messages.
+      params: pytree; only its structure is used.
+      chosen: a predicate on the path of a leaf, as for `mask_by_path`, a pytree of bools like `params` or a prefix of
+        it, or `None`.
+
+    Returns:
+      A pytree of bools with the structure of `params`, or `None`.
+
+    Raises:
+      TypeError: none of these.
+      ValueError: no leaf is chosen, or a predicate accepts all of several leaves, which is what `None` says; bools of
+        another structure.
+    """
+    if chosen is None:
+        return None
+    if not callable(chosen):
+        if not all(isinstance(flag, bool | np.bool_) for flag in jax.tree.leaves(chosen)):
+            raise TypeError(
+                f"{where}: expected a function of a leaf's path, such as lambda path: 'trunk' in path, a pytree of "
+                f"bools like params, or None for all leaves, got {chosen!r}."
+            )
+        if not any(jax.tree.leaves(chosen)):
+            raise ValueError(f"{where} chooses no leaf of params. {_describe_paths(params)}")
+        leaves, put_back = partition(jax.tree.map(lambda _: False, params), chosen)
+        return put_back([True] * len(leaves))
+    mask = jax.tree.map_with_path(lambda path, _: bool(chosen(_join(path))), params)
+    flags = jax.tree.leaves(mask)
+    if not any(flags):
+        raise ValueError(
+            f"{where} accepts no leaf of params: expected some of the paths below. {_describe_paths(params)}"
+        )
+    if all(flags) and len(flags) > 1:
+        raise ValueError(
+            f"{where} accepts every leaf of params: expected some of the paths below, or None where all are meant. "
+            f"{_describe_paths(params)}"
+        )
+    return mask
+
+
 def _join(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 

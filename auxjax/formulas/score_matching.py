@@ -83,7 +83,13 @@ def fisher_divergence(primary_grad, task_grads, weights: jax.Array) -> jax.Array
 
 
 def score_matching_value_and_gradient(
-    losses_fn: Callable, params, weights: jax.Array, *, trunk=None, reduce: Callable = lambda tree: tree
+    losses_fn: Callable,
+    params,
+    weights: jax.Array,
+    *,
+    trunk=None,
+    reduce: Callable = lambda tree: tree,
+    products: str = "forward",
 ) -> ScoreMatching:
     """The Fisher divergence, its gradient in the task weights, and the products behind it, at the cost of the latter.
 
@@ -97,6 +103,7 @@ def score_matching_value_and_gradient(
         floating-point leaves. Heads belong outside: one task's head gets nothing from the others.
       reduce: pytree -> pytree, the mean over replicas that each see a part of the batch, applied to r and to the
         products with it; the identity everywhere but inside a pmapped step.
+      products: "forward" or "reverse", as `task_gradients` has it.
 
     Returns:
       `ScoreMatching(divergence, gradient, products, losses)`.
@@ -111,7 +118,7 @@ def score_matching_value_and_gradient(
     """
     where = "score_matching_value_and_gradient"
     weights = _check_weights(where, weights)
-    tasks = task_gradients(losses_fn, params, trunk=trunk, reduce=reduce, where=where)
+    tasks = task_gradients(losses_fn, params, trunk=trunk, reduce=reduce, where=where, products=products)
     count = tasks.losses.shape[0]
     if count != weights.shape[0] + 1:
         raise ValueError(
@@ -119,11 +126,11 @@ def score_matching_value_and_gradient(
             f"{weights.shape[0] + 1}: the primary loss first, then one auxiliary loss per weight."
         )
     residual = tasks.combine(jnp.concatenate([jnp.ones((1,), weights.dtype), -weights]))
-    products = tasks.products(residual)
+    along = tasks.products(residual)
     dtype = accumulation_dtype(residual)
     squares = [jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in residual]
     divergence = jnp.sum(jnp.stack(squares))
-    return ScoreMatching(divergence, (-2 * products[1:]).astype(weights.dtype), products, tasks.losses)
+    return ScoreMatching(divergence, (-2 * along[1:]).astype(weights.dtype), along, tasks.losses)
 
 
 def score_matching_gradient(losses_fn: Callable, params, weights: jax.Array, *, trunk=None) -> jax.Array:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from auxjax._internal import linear_maps
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.partition import Modules, partition
 
@@ -53,6 +54,7 @@ def task_gradients(
     trunk=None,
     reduce: Callable = lambda tree: tree,
     where: str = "task_gradients",
+    products: str = "forward",
 ) -> TaskGradients:
     """Linearises a vector of losses once, for any number of products with its gradients.
 
@@ -64,6 +66,8 @@ def task_gradients(
       reduce: pytree -> pytree, the mean over replicas that each see a part of the batch, applied to losses, products
         and combinations; the identity everywhere but inside a pmapped step.
       where: the name that error messages give the caller.
+      products: "forward", or "reverse" for losses with `jax.custom_vjp` operations: `<g_k, d>` is then the derivative
+        of `<sum_k w_k g_k, d>` in w, two reverse passes.
 
     Returns:
       `TaskGradients(losses, products, combine, merge)`.
@@ -74,18 +78,18 @@ def task_gradients(
 
     Cost: one evaluation of the losses. Under jit the linearisation compiles to what a vjp and a jvp compile to.
     """
+    linear_maps.check(where, products)
     losses_of, selected, merge = on_trunk(where, losses_fn, params, trunk)
-    losses, push = jax.linearize(losses_of, selected)
-    pull = jax.linear_transpose(push, selected)
+    losses, push, pull = linear_maps.jacobian_products(losses_of, selected, products)
 
-    def products(direction):
+    def products_along(direction):
         along = [jnp.asarray(step).astype(leaf.dtype) for step, leaf in zip(direction, selected, strict=True)]
         return reduce(push(along))
 
     def combine(weights):
-        return reduce(pull(weights.astype(losses.dtype))[0])
+        return reduce(pull(weights.astype(losses.dtype)))
 
-    return TaskGradients(reduce(losses), products, combine, merge)
+    return TaskGradients(reduce(losses), products_along, combine, merge)
 
 
 def squared_norms(tasks: TaskGradients, *, modules: Modules | None = None, chunk: int = 8) -> jax.Array:

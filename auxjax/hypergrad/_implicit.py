@@ -8,7 +8,8 @@ that linear map serves for all matrix-vector products.
 
 For an inner loss J is its Hessian, and u^T d_meta field is the gradient in `meta` of the directional derivative of the
 loss along u: one forward-mode pass, no second derivative in `params`. For an update field J^T is the transpose of its
-linearisation, and u^T d_meta field a vector-Jacobian product.
+linearisation, and u^T d_meta field a vector-Jacobian product; with `products="reverse"` an inner loss is taken as the
+field of its gradients.
 
 Not for: problems whose lower level is followed for a few steps only; unrolling differentiates those.
 """
@@ -19,15 +20,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import checks, tree_math
+from auxjax._internal import checks, linear_maps, roles, tree_math
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad import stacked
+from auxjax.hypergrad.curvature import fisher, gauss_newton
 from auxjax.hypergrad.problem import BilevelProblem, Curvature, Estimator
 from auxjax.interface import PyTree
 from auxjax.solvers.base import Operator, SolveInfo, Solver, make_system, report
 
 
-def implicit(solver: Solver, *, curvature: Curvature | None = None, batches: str = "same") -> Estimator:
+def implicit(
+    solver: Solver, *, curvature: Curvature | None = None, batches: str = "same", products: str | None = None
+) -> Estimator:
     """Estimator of hypergradients by the implicit function theorem.
 
     `meta_grad = d_meta outer - u^T d_meta field`, u the solver's solution of `J^T u = d_params outer`
@@ -42,6 +46,8 @@ def implicit(solver: Solver, *, curvature: Curvature | None = None, batches: str
       batches: `"same"`: `inner_batch` is one batch. `"stacked"`: its leaves have a leading axis of mini-batches, and
         the lower level is their mean, in memory all at once; `neumann(..., fresh_batches=True)` takes one per term.
         Not together with `curvature`.
+      products: "forward", or "reverse" for losses with `jax.custom_vjp` operations, see `BilevelProblem`; it holds
+        for the curvature, too. `None` for what the problem says.
 
     Returns:
       `estimator(problem, params, meta, inner_batch, outer_batch, *, key=None, init=None) -> (meta_grad, info)`.
@@ -59,15 +65,15 @@ def implicit(solver: Solver, *, curvature: Curvature | None = None, batches: str
       like `params`, `meta` that is not floating, an old-style `key`.
 
     Raises:
-      TypeError: `solver` or `curvature` is not a function.
+      TypeError: `solver` or `curvature` is none.
 
     Reference: Lorraine, Vicol, Duvenaud, 2020, Optimizing Millions of Hyperparameters by Implicit Differentiation,
     AISTATS, theorem 1; Pedregosa, 2016, Hyperparameter Optimization with Approximate Gradient, ICML.
     """
-    checks.function("implicit", "a solver such as neumann(20) or dense()", solver=solver)
+    roles.solver("implicit", "a solver such as neumann(20) or dense()", solver=solver)
     if curvature is not None:
-        expected = "gauss_newton(...), fisher(...) or None for the Hessian"
-        checks.function("implicit", expected, curvature=curvature)
+        check_curvature("implicit", curvature)
+    linear_maps.check("implicit", products, None)
     checks.one_of("implicit", ("same", "stacked"), batches=batches)
     if batches == "stacked" and curvature is not None:
         raise ValueError(
@@ -78,6 +84,7 @@ def implicit(solver: Solver, *, curvature: Curvature | None = None, batches: str
     def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
         if key is not None:
             checks.key("implicit estimator", key)
+        problem = problems.with_products(problem, products)
         level = problems.make_level("implicit estimator", problem, params, meta)
         guess = None
         if init is not None:
@@ -124,7 +131,13 @@ def linearise(
     The field there, before any reduction; `u -> J^T u` and `u -> u^T d_meta field`, both reduced. J^T is an `Operator`,
     symmetric for an inner loss and for a field that the problem says is a gradient.
     """
-    field, matvec, mixed = (_linearise_loss if problem.inner is not None else _linearise_field)(problem, level, batch)
+    if problem.inner is None:
+        field, matvec, mixed = _linearise_field(problems.update_field(problem, level, batch), level)
+    elif level.products == "reverse":
+        field, matvec, mixed = _linearise_field(jax.grad(problems.inner_loss(problem, level, batch)), level)
+    else:
+        with linear_maps.explain_custom_vjp():
+            field, matvec, mixed = _linearise_loss(problem, level, batch)
     symmetric = problem.inner is not None or problem.symmetric
     return field, Operator(matvec, averages=problem.reduce is not None, symmetric=symmetric), mixed
 
@@ -137,20 +150,36 @@ def _linearise_loss(problem, level, batch):
     the other order would transpose the gradient of the whole model.
     """
     loss = problems.inner_loss(problem, level, batch)
+
+    def directional(meta, u):
+        return jax.jvp(lambda theta: loss(theta, meta), (level.theta,), (u,))[1]
+
     field, hessian_product = jax.linearize(lambda theta: jax.grad(loss)(theta, level.meta), level.theta)
+    linear_maps.require_forward_mode(lambda u: directional(level.meta, u), level.theta)
 
     def mixed(u):
-        def along(meta):
-            return jax.jvp(lambda theta: loss(theta, meta), (level.theta,), (u,))[1]
-
-        return level.reduce(jax.grad(along)(level.meta))
+        with linear_maps.explain_custom_vjp():
+            return level.reduce(jax.grad(directional)(level.meta, u))
 
     return field, lambda u: level.reduce(hessian_product(u)), mixed
 
 
-def _linearise_field(problem, level, batch):
-    """Field, product with the transposed Jacobian and mixed product of an update field: `(field, matvec, mixed)`."""
-    update = problems.update_field(problem, level, batch)
+def _linearise_field(update, level):
+    """Field, product with the transposed Jacobian and mixed product of `update(theta, meta)`: `(field, matvec, mixed)`.
+
+    By reverse passes alone.
+    """
     field, transposed_product = jax.vjp(lambda theta: update(theta, level.meta), level.theta)
     _, meta_product = jax.vjp(lambda meta: update(level.theta, meta), level.meta)
     return field, lambda u: level.reduce(transposed_product(u)[0]), lambda u: level.reduce(meta_product(u)[0])
+
+
+def check_curvature(where: str, curvature) -> None:
+    """Raises a TypeError unless this is a curvature, and not a solver or one of the functions that make one."""
+    expected = "gauss_newton(...), fisher(...) or None for the Hessian"
+    if curvature in (gauss_newton, fisher):  # which have the arguments of a curvature, two of them
+        name = curvature.__name__
+        raise TypeError(
+            f"{where}(curvature=): expected {expected}, got the function {name} itself; call it: {name}(...)."
+        )
+    roles.curvature(where, expected, curvature=curvature)

@@ -12,7 +12,7 @@ Not for: knowing the curvature. The residual in `HypergradInfo` says how far the
 
 import optax
 
-from auxjax._internal import checks, tree_math
+from auxjax._internal import checks, linear_maps, tree_math
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad._implicit import linearise
@@ -22,7 +22,11 @@ from auxjax.solvers import base
 
 
 def one_step(
-    optimizer: optax.GradientTransformation | Scalar, *, opt_state: PyTree = None, rtol: float = 1e-3
+    optimizer: optax.GradientTransformation | Scalar,
+    *,
+    opt_state: PyTree = None,
+    rtol: float = 1e-3,
+    products: str | None = None,
 ) -> Estimator:
     """Estimator of hypergradients through one update of the lower level.
 
@@ -35,6 +39,8 @@ def one_step(
         `None` for a fresh one. It is held fixed. To look ahead from the state of a training step, call the factory
         inside that step.
       rtol: relative residual up to which `converged` is True.
+      products: "forward", or "reverse" for losses with `jax.custom_vjp` operations, see `BilevelProblem`. `None` for
+        what the problem says.
 
     Returns:
       `estimator(problem, params, meta, inner_batch, outer_batch, *, key=None, init=None) -> (meta_grad, info)`.
@@ -59,8 +65,10 @@ def one_step(
     """
     optimizer = inner_step.as_optimizer("one_step", optimizer)
     checks.number("one_step", least=0, known=True, rtol=rtol)
+    linear_maps.check("one_step", products, None)
 
     def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
+        problem = problems.with_products(problem, products)
         level = problems.make_level("one_step estimator", problem, params, meta)
         inner_step.check_arguments("one_step estimator", level, key, init)
         field, matvec, mixed = linearise(problem, level, inner_batch)

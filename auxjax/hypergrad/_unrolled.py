@@ -24,7 +24,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal import checks, loops, tree_math
+from auxjax._internal import checks, linear_maps, loops, tree_math
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
@@ -45,6 +45,7 @@ def unrolled(
     batches: str = "same",
     unroll: int | bool | None = None,
     rtol: float = 1e-3,
+    products: str | None = None,
 ) -> Estimator:
     """Estimator of hypergradients through `num_steps` updates of the lower level, starting from `params`.
 
@@ -66,6 +67,9 @@ def unrolled(
       unroll: steps per loop iteration, as in `jax.lax.scan`. `None` unrolls few steps completely on the CPU, where
         convolutions inside loops are many times slower, and loops elsewhere; 1 needs the least memory.
       rtol: relative residual up to which `converged` is True.
+      products: "forward", or "reverse" for losses with `jax.custom_vjp` operations, see `BilevelProblem`: a step
+        backwards is then a reverse pass of the inner gradient. Only with `mode="reverse"`. `None` for what the problem
+        says.
 
     Returns:
       `estimator(problem, params, meta, inner_batch, outer_batch, *, key=None, init=None) -> (meta_grad, info)`.
@@ -93,9 +97,15 @@ def unrolled(
     optimizer = inner_step.as_optimizer("unrolled", optimizer)
     _check_options(num_steps, mode, truncate, remat, batches)
     checks.number("unrolled", least=0, known=True, rtol=rtol)
+    linear_maps.check("unrolled", products, None)
+    if products == "reverse" and mode == "forward":
+        raise ValueError(
+            "unrolled(mode='forward', products='reverse'): expected one of them; the latter avoids forward mode."
+        )
     kept = num_steps if truncate is None else truncate
 
     def estimator(problem: BilevelProblem, params, meta, inner_batch, outer_batch, *, key=None, init=None):
+        problem = problems.with_products(problem, products)
         level = problems.make_level("unrolled estimator", problem, params, meta)
         inner_step.check_arguments("unrolled estimator", level, key, init)
         stacked = batches == "stacked"
@@ -164,7 +174,9 @@ def _forward(problem, level, final, zero, last_batch, outer_batch, kept, rtol):
         _, slope, theta = jax.jvp(value, (level.meta,), (unflatten(direction),), has_aux=True)
         return slope.astype(dtype), theta
 
-    slopes, theta = jax.vmap(along, out_axes=(0, None))(jnp.eye(ends[-1], dtype=dtype))
+    linear_maps.require_forward_mode(along, jnp.ones(ends[-1], dtype))
+    with linear_maps.explain_custom_vjp():
+        slopes, theta = jax.vmap(along, out_axes=(0, None))(jnp.eye(ends[-1], dtype=dtype))
     there = level._replace(theta=theta)
     outer = problems.outer_gradients(problem, there, outer_batch)
     through = level.reduce(unflatten(-slopes))
@@ -223,11 +235,14 @@ def _transposable_field(problem, level, batch):
             return lower(theta, meta, *structure.unflatten([filled.get(i, leaf) for i, leaf in enumerate(leaves)]))
 
         arguments = (theta, meta, [leaves[i] for i in places])
-        if problem.inner is not None:
-            gradients = jax.grad(call, argnums=(0, 1, 2))
-            cotangents = jax.jvp(lambda x: gradients(x, *arguments[1:]), (theta,), (cotangent,))[1]
-        else:
+        if problem.inner is None:
             cotangents = jax.vjp(call, *arguments)[1](cotangent)
+        elif level.products == "reverse":
+            cotangents = jax.vjp(jax.grad(call), *arguments)[1](cotangent)
+        else:
+            gradients = jax.grad(call, argnums=(0, 1, 2))
+            with linear_maps.explain_custom_vjp():
+                cotangents = jax.jvp(lambda x: gradients(x, *arguments[1:]), (theta,), (cotangent,))[1]
         at_theta, at_meta, at_floats = cotangents
         filled = dict(zip(places, at_floats, strict=True))
         at_given = structure.unflatten([filled.get(i) for i in range(len(leaves))])

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import checks, tree_math
+from auxjax._internal import checks, linear_maps, roles, tree_math
 from auxjax._internal.safe_math import inverse_or_zero
 from auxjax.hypergrad import problem as problems
-from auxjax.hypergrad._implicit import curvature_operator, implicit, linearise
+from auxjax.hypergrad._implicit import check_curvature, curvature_operator, implicit, linearise
 from auxjax.hypergrad.problem import Curvature, Estimator
 from auxjax.interface import PyTree
 from auxjax.solvers._neumann import neumann
@@ -71,7 +71,7 @@ def warm_started(estimator: Estimator) -> Amortised:
     Raises:
       TypeError: `estimator` is not a function.
     """
-    checks.function("warm_started", "implicit(...) or the like", estimator=estimator)
+    roles.estimator("warm_started", "an estimator such as implicit(cg())", estimator=estimator)
 
     def init(problem, params, meta, inner_batch, outer_batch, *, key=None):
         del inner_batch, outer_batch, key
@@ -93,6 +93,7 @@ def amortise(
     warm_start: bool | str = "extrapolate",
     history: int = 3,
     damping: float = 0.0,
+    products: str | None = None,
 ) -> Amortised:
     """Implicit differentiation whose solver keeps its start, its step size or its preconditioner.
 
@@ -111,6 +112,7 @@ def amortise(
         costs `history` products. `True`: from the last solution. `False`: from zero.
       history: number of solutions that `"project"` keeps.
       damping: the solver's, if it has one, which `"project"` must know.
+      products: as in `implicit`.
 
     Returns:
       An `Amortised` with an `AmortisedState`. Cost: that of the solver, and every so many steps that of `prepare`.
@@ -124,9 +126,13 @@ def amortise(
     Reference: Arbel, Mairal, 2022, Amortized Implicit Differentiation for Stochastic Bilevel Optimization, ICLR;
     Fischer, 1998, Projection Techniques for Iterative Solution of Ax = b with Successive Right-Hand Sides.
     """
-    checks.function("amortise", solver=solver)
-    if prepare is not None:
-        checks.function("amortise", prepare=prepare)
+    if prepare is None:
+        roles.solver("amortise", "a solver such as cg(), or prepare= as well", solver=solver)
+    else:
+        checks.function("amortise", solver=solver, prepare=prepare)
+    if curvature is not None:
+        check_curvature("amortise", curvature)
+    linear_maps.check("amortise", products, None)
     checks.count("amortise", 1, every=every, history=history)
     checks.number("amortise", least=0, known=True, damping=damping)
     checks.one_of("amortise", (True, False, "extrapolate", "project"), warm_start=warm_start)
@@ -160,6 +166,7 @@ def amortise(
 
     def init(problem, params, meta, inner_batch, outer_batch, *, key=None):
         _check_key(key)
+        problem = problems.with_products(problem, products)
         point = (problem, params, meta, inner_batch, outer_batch)
         start = _zero_solution("amortise init", problem, params, meta)
         made = prepared_at(point, None, key)
@@ -168,6 +175,7 @@ def amortise(
 
     def update(problem, params, meta, inner_batch, outer_batch, state, *, key=None):
         _check_key(key)
+        problem = problems.with_products(problem, products)
         point = (problem, params, meta, inner_batch, outer_batch)
         if len(state.changes) != num_changes:
             raise ValueError(
@@ -182,18 +190,22 @@ def amortise(
 
             due = (state.count > 0) & (state.count % every == 0)
             made = renew(made) if every == 1 else jax.lax.cond(due, renew, lambda made: made, made)
-        guess, products = start_at(point, state)
+        guess, made_before = start_at(point, state)
         gradient, info = implicit(solver_of(made), curvature=curvature)(
             problem, params, meta, inner_batch, outer_batch, key=key, init=guess
         )
-        info = info._replace(num_matvecs=info.num_matvecs + jnp.int32(products))
+        info = info._replace(num_matvecs=info.num_matvecs + jnp.int32(made_before))
         return gradient, info, _advance(state, info.solution, made)
 
     return Amortised(init, update)
 
 
 def single_loop(
-    step_size: float | None = None, *, damping: float = 0.0, curvature: Curvature | None = None
+    step_size: float | None = None,
+    *,
+    damping: float = 0.0,
+    curvature: Curvature | None = None,
+    products: str | None = None,
 ) -> Amortised:
     """One step of the linear system per outer step: params, solution and meta advance together.
 
@@ -208,6 +220,7 @@ def single_loop(
         product more per outer step.
       damping: multiple of the identity added to the curvature.
       curvature: as in `implicit`.
+      products: as in `implicit`.
 
     Returns:
       An `Amortised`. Cost: two products per outer step, one of them for the residual.
@@ -216,14 +229,15 @@ def single_loop(
     Global Variance Reduction Algorithms, NeurIPS, algorithm 1 (SOBA).
     """
     checks.number("single_loop", least=0, known=True, damping=damping)
+    options: dict[str, Any] = {"curvature": curvature, "products": products, "warm_start": True}
     if step_size is not None:
-        return amortise(neumann(0, step_size, damping=damping), curvature=curvature, warm_start=True)
+        return amortise(neumann(0, step_size, damping=damping), **options)
 
     def solver(estimate):
         bound = estimate.bound + jnp.asarray(damping, estimate.bound.dtype)
         return neumann(0, inverse_or_zero(bound), damping=damping)
 
-    return amortise(solver, prepare=power_iteration(), curvature=curvature, warm_start=True)
+    return amortise(solver, prepare=power_iteration(), **options)
 
 
 def _advance(state: AmortisedState, solution, made) -> AmortisedState:

@@ -20,14 +20,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import checks
+from auxjax._internal import checks, linear_maps
 from auxjax.hypergrad.problem import Curvature, Level, check_scalar
 from auxjax.interface import PyTree
 from auxjax.solvers.base import Operator
 
 
 def gauss_newton(
-    outputs: Callable[[PyTree, PyTree, PyTree], PyTree], loss: Callable[[PyTree, PyTree, PyTree, PyTree], PyTree]
+    outputs: Callable[[PyTree, PyTree, PyTree], PyTree],
+    loss: Callable[[PyTree, PyTree, PyTree, PyTree], PyTree],
+    *,
+    products: str | None = None,
 ) -> Curvature:
     """Generalised Gauss-Newton matrix as the curvature of `implicit(solver, curvature=)`.
 
@@ -37,6 +40,8 @@ def gauss_newton(
       outputs: `(params, meta, batch) -> z`, a pytree of floating arrays such as the logits.
       loss: `(z, params, meta, batch) -> scalar`, convex in z for G to be positive semidefinite. The problem's inner
         loss is `loss(outputs(params, meta, batch), params, meta, batch)`: it is the caller who keeps them equal.
+      products: "forward", or "reverse" for functions with `jax.custom_vjp` operations: J_z u is then the derivative of
+        `c -> J_z^T c` by one more reverse pass. `None` for what the estimator or the problem says.
 
     Returns:
       `curvature(level, batch) -> matvec`, an `Operator` known to be symmetric. Cost of a product: one forward-mode
@@ -50,6 +55,7 @@ def gauss_newton(
     2020, New Insights and Perspectives on the Natural Gradient Method, section 8.
     """
     checks.function("gauss_newton", outputs=outputs, loss=loss)
+    linear_maps.check("gauss_newton", products, None)
 
     def curvature(level: Level, batch: PyTree):
         def network(theta):
@@ -60,13 +66,13 @@ def gauss_newton(
         def value(z, theta):
             return check_scalar("gauss_newton(loss=)", loss(z, level.merge(theta), level.meta, batch))
 
-        z, push = jax.linearize(network, level.theta)
-        pull = jax.linear_transpose(push, level.theta)
-        hessian = jax.linearize(jax.grad(value, argnums=(0, 1)), z, level.theta)[1]
+        how = level.products if products is None else products
+        z, push, pull = linear_maps.jacobian_products(network, level.theta, how)
+        hessian = linear_maps.hessian_product(jax.grad(value, argnums=(0, 1)), (z, level.theta), how)[1]
 
         def matvec(u):
-            at_z, at_theta = hessian(push(u), u)
-            return level.reduce(jax.tree.map(jnp.add, pull(at_z)[0], at_theta))
+            at_z, at_theta = hessian((push(u), u))
+            return level.reduce(jax.tree.map(jnp.add, pull(at_z), at_theta))
 
         return Operator(matvec, symmetric=True)
 
@@ -74,7 +80,10 @@ def gauss_newton(
 
 
 def fisher(
-    losses: Callable[[PyTree, PyTree, PyTree], PyTree], loss: Callable[[PyTree, PyTree, PyTree, PyTree], PyTree]
+    losses: Callable[[PyTree, PyTree, PyTree], PyTree],
+    loss: Callable[[PyTree, PyTree, PyTree, PyTree], PyTree],
+    *,
+    products: str | None = None,
 ) -> Curvature:
     """Empirical Fisher matrix as the curvature of `implicit(solver, curvature=)`.
 
@@ -84,6 +93,7 @@ def fisher(
       losses: `(params, meta, batch) -> l`, a pytree of per-example losses, such as `[n]` or `{task: [n_task]}`.
       loss: `(l, params, meta, batch) -> scalar`, growing in every l_i for F to be positive semidefinite: a mean, or a
         weighted mean with weights >= 0. The problem's inner loss is `loss(losses(...), params, meta, batch)`.
+      products: as `gauss_newton` has it.
 
     Returns:
       `curvature(level, batch) -> matvec`, an `Operator` known to be symmetric. Cost of a product: one forward-mode
@@ -97,6 +107,7 @@ def fisher(
     Balles, Hennig, 2019, Limitations of the Empirical Fisher Approximation, NeurIPS, on where the two differ.
     """
     checks.function("fisher", losses=losses, loss=loss)
+    linear_maps.check("fisher", products, None)
 
     def curvature(level: Level, batch: PyTree):
         def each(theta):
@@ -105,14 +116,18 @@ def fisher(
         def value(values, theta):
             return check_scalar("fisher(loss=)", loss(values, level.merge(theta), level.meta, batch))
 
-        values, push = jax.linearize(each, level.theta)
-        pull = jax.linear_transpose(push, level.theta)
+        how = level.products if products is None else products
+        values, push, pull = linear_maps.jacobian_products(each, level.theta, how)
         slopes = jax.grad(value)(values, level.theta)
-        explicit = jax.linearize(lambda theta: jax.grad(value, argnums=1)(values, theta), level.theta)[1]
+
+        def slope(theta):
+            return (jax.grad(value, argnums=1)(values, theta),)
+
+        explicit = linear_maps.hessian_product(slope, (level.theta,), how)[1]
 
         def matvec(u):
             weighted = jax.tree.map(jnp.multiply, slopes, push(u))
-            return level.reduce(jax.tree.map(jnp.add, pull(weighted)[0], explicit(u)))
+            return level.reduce(jax.tree.map(jnp.add, pull(weighted), explicit((u,))[0]))
 
         return Operator(matvec, symmetric=True)
 

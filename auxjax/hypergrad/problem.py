@@ -16,8 +16,8 @@ from typing import NamedTuple, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import checks, tree_math
-from auxjax.formulas.partition import mask_by_path, partition
+from auxjax._internal import checks, linear_maps, tree_math
+from auxjax.formulas.partition import checked_mask, partition
 from auxjax.interface import Key, PyTree, Scalar
 from auxjax.solvers.base import Matvec, SolveInfo
 
@@ -31,8 +31,7 @@ class BilevelProblem:
 
     Attributes:
       inner: `(params, meta, batch) -> scalar`, the loss that `params` minimise. Its mixed derivative is taken by a
-        forward pass through the loss; a loss with `jax.custom_vjp` functions, which have no forward mode, can be given
-        as `update_field=jax.grad(inner), symmetric=True` instead.
+        forward pass through the loss; losses with `jax.custom_vjp` functions need `products="reverse"`.
       update_field: `(params, meta, batch) -> pytree like params`, the direction whose negative the lower level follows,
         zero at its fixed point. Exactly one of `inner` and `update_field`.
       symmetric: whether the Jacobian of `update_field` is symmetric, as it is where the field is the gradient of some
@@ -49,10 +48,13 @@ class BilevelProblem:
         `lambda tree: jax.lax.pmean(tree, "device")` in a pmapped step. It is applied to every gradient, inside every
         matrix-vector product and to the mixed derivative: all replicas then solve the one global system. Under jit
         with sharded arrays, and on one device, leave it `None`: the losses are means over the global batch already.
+      products: how products with Jacobians are taken. "forward": by forward passes where these are cheaper. "reverse":
+        by reverse passes alone, for losses with `jax.custom_vjp` functions (attention kernels, quantisers), which have
+        no forward mode and whose backward functions can be differentiated. Estimators have that option, too.
 
     Raises:
       TypeError: an attribute is not a function.
-      ValueError: both or none of `inner` and `update_field`.
+      ValueError: both or none of `inner` and `update_field`; other `products`.
 
     Batches are any pytrees, or `None` for problems that carry their own data.
     """
@@ -64,6 +66,7 @@ class BilevelProblem:
     has_aux: bool = False
     reduce: Callable[[PyTree], PyTree] | None = None
     symmetric: bool = False
+    products: str = "forward"
 
     def __post_init__(self):
         if (self.inner is None) == (self.update_field is None):
@@ -79,6 +82,7 @@ class BilevelProblem:
         functions = {name: getattr(self, name) for name in ("inner", "update_field", "reduce")}
         given = {name: value for name, value in functions.items() if value is not None}
         checks.function("BilevelProblem", **given, outer=self.outer)
+        linear_maps.check("BilevelProblem", self.products)
 
 
 class HypergradInfo(NamedTuple):
@@ -150,12 +154,14 @@ class Level(NamedTuple):
       meta: outer variables as arrays.
       merge: puts the leaves of such a tree back into `params`.
       reduce: the problem's reduction, the identity by default.
+      products: as the problem has it.
     """
 
     theta: PyTree
     meta: PyTree
     merge: Callable[[PyTree], PyTree]
     reduce: Callable[[PyTree], PyTree]
+    products: str = "forward"
 
 
 class Curvature(Protocol):
@@ -191,7 +197,7 @@ def make_level(where: str, problem: BilevelProblem, params, meta) -> Level:
         if not jax.tree.leaves(tree):
             raise ValueError(f"{where}: {name} have no floating leaves; there is nothing to differentiate.")
     if problem.mask is not None:
-        mask = mask_by_path(params, problem.mask) if callable(problem.mask) else problem.mask
+        mask = checked_mask("BilevelProblem(mask=)", params, problem.mask)
         chosen, put_back = partition(jax.tree.map(lambda _: False, params), mask)
         taking_part = put_back([True] * len(chosen))
         theta = jax.tree.map(lambda part, leaf: leaf if part else None, taking_part, theta)
@@ -202,7 +208,13 @@ def make_level(where: str, problem: BilevelProblem, params, meta) -> Level:
         return jax.tree.map(lambda new, old: old if new is None else new, tree, params, is_leaf=_is_none)
 
     reduce = (lambda tree: tree) if problem.reduce is None else problem.reduce
-    return Level(theta, jax.tree.map(jnp.asarray, meta), merge, reduce)
+    return Level(theta, jax.tree.map(jnp.asarray, meta), merge, reduce, problem.products)
+
+
+def with_products(problem: BilevelProblem, products: str | None) -> BilevelProblem:
+    """The problem with an estimator's option `products`; as it is for `None`."""
+    given = products is not None and isinstance(problem, BilevelProblem)  # anything else `make_level` refuses
+    return dataclasses.replace(problem, products=products) if given else problem
 
 
 def floating_part(where: str, tree, level: Level):

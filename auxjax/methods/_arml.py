@@ -108,6 +108,7 @@ def arml(
         raise ValueError(
             f"arml(min_updates={min_updates}, max_updates={max_updates}): expected min_updates <= max_updates."
         )
+    checks.optimizer("arml", outer_optimizer=outer_optimizer)
     optimizer = optax.sgd(0.05) if outer_optimizer is None else outer_optimizer
     project = {"simplex": project_simplex, "shift_and_clamp": shift_and_clamp}[projection]
 
@@ -150,7 +151,12 @@ def arml(
         losses = evaluation.loss_vector(context, state, inner_batch, key)
         trunk = evaluation.trunk_of(context, state.params)
         divergence, gradient, *_ = score_matching_value_and_gradient(
-            losses, state.params, previous.weights, trunk=trunk, reduce=context.reduce
+            losses,
+            state.params,
+            previous.weights,
+            trunk=trunk,
+            reduce=context.reduce,
+            products=context.model.products,
         )
         # A batch without a primary label has no primary gradient to match: the weights would make the others cancel
         # out.
@@ -180,7 +186,7 @@ def arml(
         done = ((new.updates >= min_updates) & has_converged) | (new.updates >= max_updates)
         return _choose(done, new._replace(weights=new.slow.copy(), sampling=jnp.array(False)), new)
 
-    return Method(init, inner, outer, evaluation.reported(weights_of), shared=lambda path: True)
+    return Method(init, inner, outer, evaluation.reported(weights_of), shared=lambda path: True, outer_data=False)
 
 
 def _noise(form, step_size, temperature) -> dict[str, Any]:

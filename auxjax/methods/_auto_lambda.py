@@ -51,6 +51,7 @@ def auto_lambda(
     checks.number("auto_lambda", initial=initial)
     if not checks.is_traced(initial) and initial == 0:
         raise ValueError("auto_lambda(initial=0): expected another number; nothing has a gradient there.")
+    checks.optimizer("auto_lambda", outer_optimizer=outer_optimizer)
     optimizer = optax.adam(1e-4) if outer_optimizer is None else outer_optimizer
 
     def init(context, state, batch, key):
@@ -68,7 +69,7 @@ def auto_lambda(
             return weighted_loss(out.values, weights, masks=out.masks)
 
         outer_loss = outer_level.primary_loss(context, state.model_state, key)
-        problem = BilevelProblem(inner=inner_loss, outer=outer_loss, reduce=outer_level.reduction(context))
+        problem = BilevelProblem(inner=inner_loss, outer=outer_loss, **outer_level.of_run(context))
         if form == "exact":
             estimator = one_step(context.optimizer, opt_state=state.opt_state)
         else:

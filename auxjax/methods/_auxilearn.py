@@ -135,7 +135,7 @@ def auxilearn(
             return combined(context, meta, evaluation.evaluate(context.model, params, model_state, batch, key))
 
         outer = outer_level.primary_loss(context, model_state, key)
-        return BilevelProblem(inner=inner, outer=outer, reduce=outer_level.reduction(context))
+        return BilevelProblem(inner=inner, outer=outer, **outer_level.of_run(context))
 
     def inner(context, state, batch, key):
         def loss(params):

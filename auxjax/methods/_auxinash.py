@@ -73,12 +73,15 @@ def auxinash(
     """
     checks.one_of("auxinash", ("inner", "outer"), refresh=refresh)
     checks.number("auxinash", above=0, below=1, smallest=smallest)
+    checks.optimizer("auxinash", outer_optimizer=outer_optimizer)
     optimizer = optax.sgd(5e-3, momentum=0.9) if outer_optimizer is None else outer_optimizer
     level = outer_level.make_outer_level("auxinash", optimizer, hypergradient, warm_start)
 
     def gram_of(context, state, batch, key, dtype):
         losses, trunk = evaluation.loss_vector(context, state, batch, key), evaluation.trunk_of(context, state.params)
-        tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="auxinash")
+        tasks = task_gradients(
+            losses, state.params, trunk=trunk, reduce=context.reduce, where="auxinash", products=context.model.products
+        )
         return gram_matrix(tasks, chunk=chunk).astype(dtype)
 
     def init(context, state, batch, key):
@@ -142,4 +145,4 @@ def _problem(context, model_state, gram, key) -> BilevelProblem:
         return weighted_loss(out.values, _named(context, bargaining_weights(gram, powers), out), masks=out.masks)
 
     outer = outer_level.primary_loss(context, model_state, key)
-    return BilevelProblem(inner=inner, outer=outer, reduce=outer_level.reduction(context))
+    return BilevelProblem(inner=inner, outer=outer, **outer_level.of_run(context))

@@ -163,7 +163,7 @@ def dtg_auxl(
             return loss + regularisation_weight * penalty
 
         lower: dict[str, Any] = {"update_field": update_field} if jacobian == "exact" else {"inner": inner}
-        return BilevelProblem(**lower, outer=outer)
+        return BilevelProblem(**lower, outer=outer, **outer_level.of_run(context))
 
     def init(context, state, batch, key):
         _check_model(context.model)

@@ -20,7 +20,7 @@ import optax
 from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
 from auxjax._internal.safe_math import positive_or_one
-from auxjax.formulas.partition import mask_by_path
+from auxjax.formulas.partition import checked_mask
 from auxjax.formulas.task_gradients import squared_norms, task_gradients
 from auxjax.interface import Method
 from auxjax.methods._registry import register
@@ -76,15 +76,20 @@ def gradnorm(
     """
     checks.number("gradnorm", least=0, asymmetry=asymmetry)
     checks.number("gradnorm", least=0, below=1, smallest=smallest)
+    checks.optimizer("gradnorm", outer_optimizer=outer_optimizer)
     optimizer = optax.adam(0.025) if outer_optimizer is None else outer_optimizer
     balanced = slice(0 if weigh_primary else 1, None)
 
     def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
         evaluation.auxiliary_or_raise("gradnorm", context, out)
+        layer_of(state.params)
         first = evaluation.loss_vector(context, state, batch, key)(state.params)
         weights = jnp.ones(first.shape, accumulation_dtype(first))
         return GradnormState(weights, optimizer.init(weights), first.astype(weights.dtype))
+
+    def layer_of(params):
+        return checked_mask("gradnorm(layer=)", params, layer)
 
     def weights_of(context, state, out):
         return evaluation.by_task(evaluation.all_tasks(context, out), state.method.weights)
@@ -93,8 +98,10 @@ def gradnorm(
         del outer_batch  # GradNorm has no held-out set
         previous = state.method
         losses = evaluation.loss_vector(context, state, inner_batch, key)
-        trunk = evaluation.trunk_of(context, state.params) if layer is None else mask_by_path(state.params, layer)
-        tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="gradnorm")
+        trunk = evaluation.trunk_of(context, state.params) if layer is None else layer_of(state.params)
+        tasks = task_gradients(
+            losses, state.params, trunk=trunk, reduce=context.reduce, where="gradnorm", products=context.model.products
+        )
         dtype = previous.weights.dtype
         norms = jnp.sqrt(squared_norms(tasks, chunk=chunk)).astype(dtype)
         now = tasks.losses.astype(dtype)
@@ -129,7 +136,7 @@ def gradnorm(
         return previous.weights.at[balanced].set(after), {"gradnorm_loss": jnp.sum(jnp.abs(differences))}, opt_state
 
     inner, weights = descent.weighted_by(weights_of), evaluation.reported(weights_of)
-    return Method(init, inner, outer, weights, shared=lambda path: path != "first")
+    return Method(init, inner, outer, weights, shared=lambda path: path != "first", outer_data=False)
 
 
 def _mean(values, counted):

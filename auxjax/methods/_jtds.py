@@ -153,7 +153,7 @@ def jtds(
 
         lower: dict[str, Any] = {"update_field": update_field} if jacobian == "exact" else {"inner": inner_loss}
         outer_loss = outer_level.primary_loss(context, model_state, key)
-        return BilevelProblem(**lower, outer=outer_loss, reduce=outer_level.reduction(context))
+        return BilevelProblem(**lower, outer=outer_loss, **outer_level.of_run(context))
 
     def outer(context, state, inner_batch, outer_batch, key):
         problem = problem_of(context, state.model_state, key)

@@ -107,7 +107,7 @@ def maoal(
             return field_of(local, state._replace(params=params), raw, batch, key)[0]
 
         outer = outer_level.primary_loss(context, state.model_state, key)
-        return BilevelProblem(update_field=update_field, outer=outer, reduce=outer_level.reduction(context))
+        return BilevelProblem(update_field=update_field, outer=outer, **outer_level.of_run(context))
 
     def inner(context, state, batch, key):
         field, out = field_of(context, state, state.method.meta, batch, key)

@@ -151,7 +151,7 @@ def make_method(
             spread = soft_labels.negative_entropy(soft_labels.mean_label(made, mask), context.reduce)
             return loss + entropy_weight * spread + sharpness_weight * soft_labels.mean_entropy(made, mask)
 
-        return BilevelProblem(inner=inner, outer=outer, reduce=outer_level.reduction(context))
+        return BilevelProblem(inner=inner, outer=outer, **outer_level.of_run(context))
 
     def init(context, state, batch, key):
         generation.primary_labels(name, labels, batch)
@@ -175,4 +175,4 @@ def make_method(
         made = label(state.method.meta, batch)
         return generation.reported_weights(context, state, batch, key, made, auxiliary_weight)
 
-    return Method(init, inner, outer, weights, shared=outer_level.shared)
+    return Method(init, inner, outer, weights, shared=outer_level.shared, outer_data=not reuse_batch)

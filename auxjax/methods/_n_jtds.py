@@ -71,6 +71,7 @@ def n_jtds(
         checks.count("n_jtds", 1, **{f"num_examples[{task!r}]": size for task, size in sizes.items()})
     checks.one_of("n_jtds", ("softplus", "sigmoid"), activation=activation)
     checks.number("n_jtds", least=0, spread=spread)
+    checks.optimizer("n_jtds", outer_optimizer=outer_optimizer)
     optimizer = optax.adam(0.1) if outer_optimizer is None else outer_optimizer
     level = outer_level.make_outer_level("n_jtds", optimizer, hypergradient, warm_start)
     activate = {"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}[activation]
@@ -124,7 +125,9 @@ def n_jtds(
             out = evaluation.evaluate(context.model, params, model_state, batch, key)
             return weighted_loss(out.values, weights_of(context, rows), masks=out.masks)
 
-        return BilevelProblem(inner=inner, outer=outer_level.primary_loss(context, model_state, key))
+        return BilevelProblem(
+            inner=inner, outer=outer_level.primary_loss(context, model_state, key), **outer_level.of_run(context)
+        )
 
     def outer(context, state, inner_batch, outer_batch, key):
         previous = state.method

@@ -69,6 +69,7 @@ def ol_aux(
     """
     checks.one_of("ol_aux", ("n_step", "one_step"), form=form)
     checks.number("ol_aux", initial=initial)
+    checks.optimizer("ol_aux", outer_optimizer=outer_optimizer)
     optimizer = optax.sgd(0.05) if outer_optimizer is None else outer_optimizer
 
     def init(context, state, batch, key):
@@ -101,12 +102,15 @@ def ol_aux(
         named = evaluation.by_task(evaluation.auxiliary_tasks(out, context.model.primary), products)
         return state._replace(method=new), {f"gradient_product/{name}": product for name, product in named.items()}
 
-    return Method(init, inner, outer, evaluation.reported(weights_of), shared=lambda path: path != "products")
+    weights = evaluation.reported(weights_of)
+    return Method(init, inner, outer, weights, shared=lambda path: path != "products", outer_data=False)
 
 
 def _products(context, state, batch, key):
     """`[K]`, `<g_0, g_k>` on the trunk."""
     losses, trunk = evaluation.loss_vector(context, state, batch, key), evaluation.trunk_of(context, state.params)
-    tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where="ol_aux")
+    tasks = task_gradients(
+        losses, state.params, trunk=trunk, reduce=context.reduce, where="ol_aux", products=context.model.products
+    )
     primary = tasks.combine(jnp.zeros_like(tasks.losses).at[0].set(1.0))
     return tasks.products(primary)[1:].astype(state.method.weights.dtype)

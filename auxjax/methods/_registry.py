@@ -29,7 +29,7 @@ FAMILIES = (
 )
 NEEDS = {
     "auxiliary": "at least one auxiliary task",
-    "outer_batch": "data of its own for the outer level, `step(outer_batch=)`; the inner batch serves without",
+    "outer_batch": "data of its own for the outer level, `step(outer_batch=)`, or `make_step(outer_data='inner')`",
     "features": "`TaskLosses.features`",
     "feature_loss": "`TaskModel.feature_loss`",
     "label_losses": "`TaskLosses.label_losses` or `TaskModel.soft_label_loss`",

@@ -136,6 +136,7 @@ def rl_aux(
     checks.function("rl_aux", "a function of the batch", labels=labels)
     by_value, softened = baseline == "value", target == "softened"
     reading = policies.Reading("rl_aux", generator, labels, sub_classes, weight_bins, weighted, by_value, softened)
+    checks.optimizer("rl_aux", outer_optimizer=outer_optimizer)
     optimizer = optax.adam(3e-4) if outer_optimizer is None else outer_optimizer
 
     def init(context, state, batch, key):
@@ -239,7 +240,8 @@ def rl_aux(
             rewards = rewards - value[None, :].astype(rewards.dtype)
         return policy_gradient.standardised(rewards, mask) if standardise else rewards
 
-    return Method(init, inner, outer, weights, whole_batch=True, shared=outer_level.shared)
+    how: dict[str, Any] = {"whole_batch": True, "shared": outer_level.shared, "outer_data": not reuse_batch}
+    return Method(init, inner, outer, weights, **how)
 
 
 class _Fork(NamedTuple):

@@ -75,6 +75,7 @@ def uncertainty(
     checks.number("uncertainty", smallest=smallest, initial=start)
     if not checks.is_traced(start, smallest) and start < smallest:
         raise ValueError(f"uncertainty(initial={start}, smallest={smallest}): expected smallest <= initial.")
+    checks.optimizer("uncertainty", optimizer=optimizer)
     optimizer = optax.adam(1e-3) if optimizer is None else optimizer
 
     def tasks_of(context, out):

@@ -155,11 +155,6 @@ def over_folds(updates: "Updates", method: Method, folds: int, *, drawn: tuple[b
         return update_copies(updates.inner, state, index, inner_batch)
 
     def outer(state, inner_batch, outer_batch, index):
-        if drawn[1] and outer_batch is None:
-            raise ValueError(
-                f"make_step(folds={folds}): step(outer_batch=None) would take the inner batch, of examples that the "
-                "copy is trained on. Give the data that draw_outer draws from."
-            )
         return update_copies(updates.outer, state, index, inner_batch, outer_batch)
 
     return updates._replace(init=init, inner=inner, outer=outer)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax.interface import TrainState
+from auxjax.training.first_step import told
 from auxjax.training.step import make_step
 
 _AXIS = "data"
@@ -63,7 +64,7 @@ def make_pmapped_step(model, method, optimizer, *, num_devices: int | None = Non
         _check(outer_batch, count, "step(outer_batch=)")
         return mapped(state, inner_batch, outer_batch)
 
-    return init, step
+    return init, told(step, first_replica)
 
 
 def split_over_replicas(batch, count: int, *, stacked: bool = False):

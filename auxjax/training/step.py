@@ -15,11 +15,15 @@ import jax.numpy as jnp
 import optax
 
 from auxjax._internal import checks, loops
+from auxjax.formulas.partition import checked_mask
 from auxjax.interface import Context, Method, TaskModel, TrainState, bind, call
 from auxjax.methods.shared.evaluation import loss_shapes
 from auxjax.training import folds as cross_validation
+from auxjax.training import options
 from auxjax.training.averaging import Average, check_average, start_average, update_average
+from auxjax.training.first_step import told, warn_of_frozen
 from auxjax.training.parallel import place_state, replicate, shard_batch
+from auxjax.training.trainable import merged, trained, trained_mask, with_frozen, without_frozen
 
 # Streams of the per-step key. Each use of randomness has its own, so that adding one leaves the others as they were.
 _DRAW, _INNER, _OUTER_DRAW_INNER, _OUTER_DRAW, _OUTER = range(5)
@@ -35,6 +39,7 @@ def make_step(
     outer_steps: int = 1,
     draw_inner: Callable[[Any, jax.Array], Any] | None = None,
     draw_outer: Callable[[Any, jax.Array], Any] | None = None,
+    outer_data: str = "own",
     average: Average | None = None,
     folds: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -67,6 +72,8 @@ def make_step(
         keywords: for epochs without replacement; and with `folds`, `fold`.
       draw_outer: the same for `outer_batch`. Without it, `outer_batch` is one batch for all outer updates of the call,
         or, with `outer_steps` above 1, has a leading axis of `outer_steps`.
+      outer_data: "own": outer updates of methods that look at an outer batch need one. "inner": they take the inner
+        batch ("train batch as dev"), and `step` gets no other.
       average: keep a running mean of the params in `state.averaged`, updated after every inner update whatever the
         method: to evaluate, and for losses that name `averaged` (a teacher). `auxjax.Average(decay=0.999)`.
       folds: F, at least 2: cross-validated weights. F copies of the model are trained, each on the labels without one
@@ -90,10 +97,9 @@ def make_step(
       donate: give the old state's memory to the new one; the state passed in can then not be used again.
 
     Returns:
-      `(init, step)`. `outer_batch=None` gives the outer update the inner batch ("train batch as dev"). Metrics are
-      those of the last inner update and of the last outer update. `step.lower`, with the step's arguments or their
-      shapes, is that of `jax.jit`; with loop "host" it returns one `Lowered` per compiled update (see
-      `training.memory`).
+      `(init, step)`. Metrics are those of the last inner update and of the last outer update. `step.lower`, with the
+      step's arguments or their shapes, is that of `jax.jit`; with loop "host" it returns one `Lowered` per compiled
+      update (see `training.memory`).
 
     Raises:
       ValueError: an impossible option, or (from `init`, before any training) losses that do not fit the interface.
@@ -101,13 +107,13 @@ def make_step(
     """
     if mesh is not None and axis_name is not None:
         raise ValueError("make_step: mesh= splits batches under jit, axis_name= is for replicas under pmap. Give one.")
+    options.check_outer_data(outer_data, draw_inner, draw_outer, folds)
     steps = {"inner_steps": inner_steps, "outer_steps": outer_steps}
     drawing = {"draw_inner": draw_inner, "draw_outer": draw_outer}
     placing = {"mesh": mesh, "split_above": split_above, "axis_name": axis_name}
     fold_axis = None if folds is None else cross_validation.AXIS
-    updates = make_updates(
-        model, method, optimizer, **steps, **drawing, **placing, average=average, fold_axis=fold_axis
-    )
+    taken: dict[str, Any] = {"average": average, "outer_data": outer_data, "fold_axis": fold_axis}
+    updates = make_updates(model, method, optimizer, **steps, **drawing, **placing, **taken)
     if folds is not None:
         cross_validation.check_folds(folds, method, drawing, {"mesh": mesh, "axis_name": axis_name})
         drawn = (draw_inner is not None, draw_outer is not None)
@@ -122,11 +128,13 @@ class Updates(NamedTuple):
       init: `(key, params, batch, model_state=None) -> state`.
       inner: `(state, inner_batch, index) -> (state, metrics)`, one inner update, the `index`-th of a call.
       outer: `(state, inner_batch, outer_batch, index) -> (state, metrics)`; `None` without an outer level.
+      check: `outer_batch -> None`, raises where there has to be one and is none, or the reverse.
     """
 
     init: Callable[..., TrainState]
     inner: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     outer: Callable[..., tuple[TrainState, dict[str, jax.Array]]] | None
+    check: Callable[[Any], None]
 
 
 def make_updates(
@@ -143,12 +151,13 @@ def make_updates(
     split_above: int | None = 2**20,
     axis_name: str | None = None,
     fold_axis: str | None = None,
+    outer_data: str = "own",
 ) -> Updates:
     """The updates of `make_step`, with its arguments.
 
     With `fold_axis`, those of one copy of a run in folds, to be called under a `vmap` with an axis of that name.
     """
-    _check_options(model, method, optimizer, inner_steps, outer_steps)
+    options.check_options(model, method, optimizer, inner_steps, outer_steps)
     check_average(average)
     context = Context(model, optax.with_extra_args_support(optimizer))
     if fold_axis is not None:
@@ -156,7 +165,9 @@ def make_updates(
     draws = (draw_inner, draw_outer)
     plan = _Plan(context, method, inner_steps, outer_steps, *draws, average, mesh, split_above, axis_name, fold_axis)
     outer = None if method.outer is None else partial(_outer_update, plan)
-    return Updates(partial(_init, plan), partial(_inner_update, plan), outer)
+    needed = outer is not None and method.outer_data and outer_data == "own"
+    check = partial(options.check_outer_batch, needed, outer_data)
+    return Updates(partial(_init, plan), partial(_inner_update, plan), outer, check)
 
 
 def repeat_updates(updates: Updates, *, inner_steps: int, outer_steps: int, loop: str | None, donate: bool):
@@ -181,6 +192,7 @@ def repeat_updates(updates: Updates, *, inner_steps: int, outer_steps: int, loop
         return state, metrics
 
     def step(state: TrainState, inner_batch, outer_batch=None):
+        updates.check(outer_batch)
         state, metrics = repeat(inner_update, state, inner_steps, inner_batch)
         if outer_update is not None:
             state, outer_metrics = repeat(outer_update, state, outer_steps, inner_batch, outer_batch)
@@ -188,13 +200,13 @@ def repeat_updates(updates: Updates, *, inner_steps: int, outer_steps: int, loop
         return state, metrics
 
     def lower_updates(state, inner_batch, outer_batch=None):
+        updates.check(outer_batch)
         lowered = (inner_update.lower(state, inner_batch, 0),)
         return lowered if outer_update is None else (*lowered, outer_update.lower(state, inner_batch, outer_batch, 0))
 
-    if loop != "host":
-        return compiled(step)
-    step.lower = lower_updates
-    return step
+    if loop == "host":
+        step.lower = lower_updates
+    return told(step if loop == "host" else compiled(step))
 
 
 class _Plan(NamedTuple):
@@ -215,7 +227,9 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
     # Made once and copied to all replicas, so outside of their averages.
     plan = plan._replace(axis_name=None)
     checks.key("init", key)
-    _check_params(params)
+    mask = trained_mask(plan.context.model, params)
+    checked_mask("TaskModel(trunk=)", params, plan.context.model.trunk)  # also for methods that do not look at it
+    _check_params(trained(mask, params))
     # Copies: the step donates its state, and the caller's arrays are not ours to give away. Strong types: a state that
     # changed type after the first step would compile the step twice.
     params, model_state = jax.tree.map(_own, (params, model_state))
@@ -225,20 +239,23 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
         key = jax.random.fold_in(key, jax.lax.axis_index(plan.fold_axis))
     if plan.mesh is not None:
         params, model_state, key = replicate((params, model_state, key), plan.mesh)
-    opt_state = plan.context.optimizer.init(params)
-    averaged = () if plan.average is None else start_average(params)
+    parts = trained(mask, params)
+    opt_state = plan.context.optimizer.init(parts)
+    if plan.method.outer is not None:
+        warn_of_frozen(plan.context.optimizer, parts, opt_state)
+    averaged = () if plan.average is None else merged(start_average(parts), params)
     state = TrainState(jnp.zeros((), jnp.int32), key, params, opt_state, model_state, averaged=averaged)
-    plan = _bound(plan, state)
+    plan, seen = _bound(plan, state)
     batch = _pick(plan, batch, 0, _draw_key(plan, key, _DRAW))
-    loss_shapes(plan.context, state, batch, key)  # whatever the model returns is checked here, before any training
-    method = plan.method.init(plan.context, state, batch, method_key)
+    loss_shapes(plan.context, seen, batch, key)  # whatever the model returns is checked here, before any training
+    method = plan.method.init(plan.context, seen, batch, method_key)
     # Copies again: a donated state must not hold one array twice, as equal initial weights easily do.
-    copies = jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), (state.opt_state, method))
-    return _whole(plan, state._replace(opt_state=copies[0], method=copies[1]))
+    copies = jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), (opt_state, method, averaged))
+    return _whole(plan, state._replace(opt_state=copies[0], method=copies[1], averaged=copies[2]))
 
 
 def _bound(plan, state):
-    """The plan with what the model and the draws name of this state."""
+    """The plan with what the model and the draws name of this state, and the state without its frozen leaves."""
     draws = {"draw_inner": plan.draw_inner, "draw_outer": plan.draw_outer}
     extras = {"step": state.step, "run_key": state.key}
     if plan.fold_axis is not None:
@@ -246,7 +263,8 @@ def _bound(plan, state):
     given = {
         name: draw and (lambda data, key, draw=draw: call(draw, data, key, **extras)) for name, draw in draws.items()
     }
-    return plan._replace(context=plan.context._replace(model=_bound_model(plan.context.model, state)), **given)
+    model, state = without_frozen(_bound_model(plan.context.model, state), state)
+    return plan._replace(context=plan.context._replace(model=model), **given), state
 
 
 def _bound_model(model, state):
@@ -266,19 +284,9 @@ def _pick(plan, batch, index, key):
     if plan.draw_inner is not None:
         batch = plan.draw_inner(batch, key)
     elif plan.inner_steps > 1:
-        _check_stacked("inner", plan.inner_steps, batch)
+        options.check_stacked("inner", plan.inner_steps, batch)
         batch = jax.tree.map(lambda leaf: leaf[index], batch)
     return _place(plan, batch)
-
-
-def _check_stacked(level: str, steps: int, batch) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != steps:
-            raise ValueError(
-                f"{level}_batch{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}; make_step({level}_steps="
-                f"{steps}) without draw_{level} wants a leading axis of {steps}, a batch per {level} update"
-                f"{', in init as in step' * (level == 'inner')}. Stack the batches, or give draw_{level}."
-            )
 
 
 def _place(plan, batch):
@@ -321,8 +329,8 @@ def _mean(plan, tree):
     return jax.tree.map(lambda leaf: jax.lax.pmean(leaf, plan.axis_name) if floating(leaf) else leaf, tree)
 
 
-def _inner_update(plan, state, inner_batch, index):
-    plan = _bound(plan, state)
+def _inner_update(plan, before, inner_batch, index):
+    plan, state = _bound(plan, before)
     key = jax.random.fold_in(state.key, state.step)
     batch = _pick(plan, inner_batch, index, _draw_key(plan, key, _DRAW))
     key = jax.random.fold_in(key, _INNER)
@@ -331,11 +339,11 @@ def _inner_update(plan, state, inner_batch, index):
     state = state._replace(step=state.step + jnp.int32(1))
     if plan.average is not None:
         state = state._replace(averaged=update_average(plan.average, state.averaged, state.params, state.step))
-    return _whole(plan, state), metrics if plan.axis_name is None else _mean(plan, metrics)
+    return _whole(plan, with_frozen(state, before)), metrics if plan.axis_name is None else _mean(plan, metrics)
 
 
-def _outer_update(plan, state, inner_batch, outer_batch, index):
-    plan = _bound(plan, state)
+def _outer_update(plan, before, inner_batch, outer_batch, index):
+    plan, state = _bound(plan, before)
     key = jax.random.fold_in(state.key, state.step)
     if plan.outer_steps > 1:
         key = jax.random.fold_in(key, _OUTER + 1 + index)  # the step counter stands still between outer updates
@@ -346,14 +354,14 @@ def _outer_update(plan, state, inner_batch, outer_batch, index):
     elif plan.draw_outer is not None:
         outer = _place(plan, plan.draw_outer(outer_batch, _draw_key(plan, key, _OUTER_DRAW)))
     elif plan.outer_steps > 1:
-        _check_stacked("outer", plan.outer_steps, outer_batch)
+        options.check_stacked("outer", plan.outer_steps, outer_batch)
         outer = _place(plan, jax.tree.map(lambda leaf: leaf[index], outer_batch))
     else:
         outer = _place(plan, outer_batch)
     key = jax.random.fold_in(key, _OUTER)
     context, (inner, outer) = _on_replicas(plan, state, key, inner, outer)
     state, metrics = plan.method.outer(context, state, inner, outer, key)
-    return _whole(plan, state), metrics if plan.axis_name is None else _mean(plan, metrics)
+    return _whole(plan, with_frozen(state, before)), metrics if plan.axis_name is None else _mean(plan, metrics)
 
 
 def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, key) -> Mapping[str, jax.Array]:
@@ -373,22 +381,9 @@ def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, 
     checks.key("task_weights", key)
     if method.weights is None:
         raise ValueError("task_weights: this method weighs no tasks or examples (its `weights` is None).")
-    context = Context(_bound_model(model, state), optax.with_extra_args_support(optax.identity()))
+    model, state = without_frozen(_bound_model(model, state), state)
+    context = Context(model, optax.with_extra_args_support(optax.identity()))
     return method.weights(context, state, batch, key)
-
-
-def _check_options(model, method, optimizer, inner_steps, outer_steps) -> None:
-    if not isinstance(model, TaskModel):
-        raise TypeError(
-            f"make_step(model=): expected auxjax.TaskModel(losses, primary=...), got {type(model).__name__}."
-        )
-    if not isinstance(method, Method):
-        raise TypeError(
-            f"make_step(method=): expected a Method, such as auxjax.methods.get('equal'), got {type(method).__name__}."
-        )
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"make_step(optimizer=): expected an optax transformation, got {type(optimizer).__name__}.")
-    checks.count("make_step", 1, inner_steps=inner_steps, outer_steps=outer_steps)
 
 
 def _check_params(params) -> None:

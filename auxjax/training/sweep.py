@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 
 from auxjax._internal import checks
 from auxjax.interface import TrainState
+from auxjax.training import options
 from auxjax.training.averaging import Average
 from auxjax.training.parallel import shard_batch
 from auxjax.training.step import Updates, make_updates, repeat_updates
@@ -32,6 +33,7 @@ def make_sweep(
     outer_steps: int = 1,
     draw_inner: Callable[[Any, jax.Array], Any] | None = None,
     draw_outer: Callable[[Any, jax.Array], Any] | None = None,
+    outer_data: str = "own",
     batches: str = "shared",
     average: Average | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -58,6 +60,7 @@ def make_sweep(
       outer_steps: as for `make_step`.
       draw_inner: as for `make_step`; it sees one run's data, and a key of its own in every run.
       draw_outer: the same for `outer_batch`.
+      outer_data: as for `make_step`.
       batches: "shared": all runs get the same batches, or draw from the same data. "stacked": every leaf of the batches
         has a leading axis of runs (before that of `inner_steps`, if there is one).
       average: as for `make_step`.
@@ -75,14 +78,16 @@ def make_sweep(
         a number of runs that the devices cannot share; whatever `make_step` refuses.
     """
     checks.one_of("make_sweep", ("shared", "stacked"), batches=batches)
+    options.check_outer_data(outer_data, draw_inner, draw_outer, None)
     points = jax.tree.map(jnp.asarray, points)
     count = _count("points", points, mesh) if jax.tree.leaves(points) else None
     points = points if mesh is None else shard_batch(points, mesh)
     steps = {"inner_steps": inner_steps, "outer_steps": outer_steps}
+    drawing = {"draw_inner": draw_inner, "draw_outer": draw_outer}
     data = 0 if batches == "stacked" else None
 
     def updates_of(point) -> Updates:
-        return make_updates(*make(point), **steps, draw_inner=draw_inner, draw_outer=draw_outer, average=average)
+        return make_updates(*make(point), **steps, **drawing, average=average, outer_data=outer_data)
 
     def over_runs(function, *axes):
         mapped = jax.vmap(function, axes)
@@ -109,7 +114,8 @@ def make_sweep(
         one = lambda state, point, *rest: outer_of(point)(state, *rest)  # noqa: E731
         return over_runs(one, 0, 0, data, data, None)(state, *batch, outer_batch, jnp.asarray(index, jnp.int32))
 
-    updates = Updates(jax.jit(init_runs), inner, outer if _has_outer(updates_of, points) else None)
+    known = _any_run(updates_of, points)
+    updates = Updates(jax.jit(init_runs), inner, None if known.outer is None else outer, known.check)
     step_runs = repeat_updates(updates, **steps, loop=loop, donate=donate)
 
     def init(keys, params, batch, model_state=None) -> TrainState:
@@ -137,12 +143,12 @@ def run_of(tree, index: int):
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _has_outer(updates_of, points) -> bool:
-    """Whether the method has an outer level; raises here, before any training, where a point cannot be traced."""
+def _any_run(updates_of, points) -> Updates:
+    """The updates of a run, for what is the same in all; raises here, before any training, where none can be traced."""
     found = []
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), points)
     with _explain_concretisation_errors():
-        jax.eval_shape(lambda point: found.append(updates_of(point).outer is not None), one)
+        jax.eval_shape(lambda point: found.append(updates_of(point)), one)
     return found[0]
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from auxjax._internal import checks, loops
+from auxjax._internal import checks, loops, roles
 from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import BilevelProblem, fisher, gauss_newton, implicit
 from auxjax.hypergrad.problem import Estimator
@@ -31,6 +31,7 @@ from auxjax.interface import Context, Key, PyTree, TaskLosses, TaskModel, TrainS
 from auxjax.methods._fixed_weights import fixed_weights
 from auxjax.methods.shared import evaluation
 from auxjax.solvers import cg
+from auxjax.training.options import check_model
 from auxjax.training.step import make_updates
 
 STEPS, DAMPING = 10, 1e-2  # of the default solver
@@ -133,6 +134,9 @@ def make_rounds(
       TypeError, ValueError: an impossible option; a model with fewer than two auxiliary tasks (from `init`).
     """
     where = "learn_weights"
+    check_model(where, model)
+    if hypergradient is not None:
+        roles.estimator(where, "an estimator such as implicit(cg(damping=0.01))", hypergradient=hypergradient)
     draw_measured = draw_inner if draw_measured is None else draw_measured
     draws = {"draw_inner": draw_inner, "draw_held_out": draw_held_out, "draw_measured": draw_measured}
     checks.function(where, **{"init_params": init_params, **draws})
@@ -210,7 +214,8 @@ def make_rounds(
             del weights
             return _primary(model, out_of(params, batch))
 
-        problem = BilevelProblem(inner=inner_loss, outer=held_out_loss)
+        how: dict[str, Any] = {"mask": model.trainable, "products": model.products}
+        problem = BilevelProblem(inner=inner_loss, outer=held_out_loss, **how)
         estimator = hypergradient or _default_estimator(bound, network.model_state, key)
         found, info = estimator(problem, network.params, network.method, inner, outer, key=key)
         signal = jnp.stack([found[name] for name in names])
@@ -279,7 +284,8 @@ def _default_estimator(model: TaskModel, model_state, key) -> Estimator:
 
     def outputs(params, weights, batch):
         assert model.outputs is not None
-        return call(model.outputs, params, batch, key, state=model_state)
+        again = evaluation.fresh({"key": key, "state": model_state})
+        return call(model.outputs, params, batch, again["key"], state=again["state"])
 
     def loss_of_outputs(z, params, weights, batch):
         assert model.output_losses is not None

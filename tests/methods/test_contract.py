@@ -1,6 +1,7 @@
 """What every method owes every model: masks, own batches, model state, resumption, one compilation, common names."""
 
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -115,6 +116,12 @@ def test_metrics_have_the_common_names_and_are_finite(name, ordinary_promotion):
     weights = auxjax.task_weights(with_state(MODEL), method_of(name), state, problems()[0].batch, key=KEY)
     assert set(weights) - {"generated"} == {"primary", "aux0", "aux1"}
     assert all(weight.shape == (NUM_EXAMPLES,) for weight in weights.values())
+
+
+def test_every_metric_is_in_the_guide(name, ordinary_promotion):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    for key in three_steps(name)[1]:
+        assert f"`{key}`" in page or f"`{key.split('/')[0]}/<" in page, key
 
 
 @pytest.mark.check

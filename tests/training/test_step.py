@@ -149,12 +149,14 @@ def test_stacked_batches_are_used_one_after_the_other():
     np.testing.assert_allclose(state.params["w"], w, rtol=1e-12)
 
 
-def test_no_outer_batch_means_train_batch_as_dev():
+def test_outer_updates_on_the_inner_batch_are_asked_for():
+    """Train batch as dev."""
     problem = LinearTasks.make(0, num_tasks=2)
-    init, step = auxjax.make_step(linear_model(), auxjax.methods.get("jtds"), optax.sgd(0.1), donate=False)
+    parts = (linear_model(), auxjax.methods.get("jtds"), optax.sgd(0.1))
+    init, step = auxjax.make_step(*parts, donate=False)
     state = init(KEY, problem.params, problem.batch)
-    without, _ = step(state, problem.batch)
     same, _ = step(state, problem.batch, problem.batch)
+    without, _ = auxjax.make_step(*parts, donate=False, outer_data="inner")[1](state, problem.batch)
     assert_same(without, same, rtol=1e-12)
 
 

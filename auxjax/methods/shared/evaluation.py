@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.losses import masked_means
-from auxjax.formulas.partition import mask_by_path
+from auxjax.formulas.partition import checked_mask
 from auxjax.interface import Context, Scalar, TaskLosses, TaskModel, TrainState, call, takes
 
 
@@ -24,12 +24,12 @@ def evaluate(model: TaskModel, params, model_state, batch, key) -> TaskLosses:
       key: typed PRNG key.
 
     Returns:
-      The model's `TaskLosses`. Without a new model state in it, `state` is the one that went in.
+      The model's `TaskLosses`.
 
     Raises:
       TypeError: not a `TaskLosses`.
-      ValueError: model state that the loss function does not take, no primary task, a loss that is not one number per
-        example, masks that do not fit. (Features are checked by the methods that look at them.)
+      ValueError: model state that the loss function does not take or does not return, no primary task, a loss that is
+        not one number per example, masks that do not fit. (Features are checked by the methods that look at them.)
     """
     if model_state is not None and not takes(model.losses, "state"):
         raise ValueError(
@@ -38,7 +38,22 @@ def evaluate(model: TaskModel, params, model_state, batch, key) -> TaskLosses:
         )
     out = call(model.losses, params, batch, key, state=model_state)
     _check_losses(out, model.primary)
+    _check_state(out.state, model_state)
     return out if out.state is not None else out._replace(state=model_state)
+
+
+def _check_state(new, old) -> None:
+    if old is not None and jax.tree.leaves(old) and new is None:
+        raise ValueError(
+            "The run has model state, and TaskModel.losses returned TaskLosses without state=: the statistics would "
+            "never move. Expected the new state, as in TaskLosses(values, state=new_state), or the one that came in "
+            "where it is not to move."
+        )
+    if old is None and jax.tree.leaves(new):
+        raise ValueError(
+            "TaskModel.losses returned TaskLosses(state=), and the run has no model state. Give the first one to init: "
+            "init(key, params, batch, model_state)."
+        )
 
 
 def _check_losses(out, primary: str) -> None:
@@ -215,8 +230,7 @@ def loss_vector(context: Context, state: TrainState, batch, key) -> Callable[[An
 
 def trunk_of(context: Context, params):
     """`TaskModel.trunk` as a pytree of bools, or `None` for all leaves."""
-    trunk = context.model.trunk
-    return mask_by_path(params, trunk) if callable(trunk) else trunk
+    return checked_mask("TaskModel(trunk=), among the trained leaves,", params, context.model.trunk)
 
 
 def loss_shapes(context: Context, state: TrainState, batch, key) -> TaskLosses:

@@ -61,7 +61,9 @@ def mixed_field(
     field, out = jax.grad(heads, has_aux=True)(state.params)
     trunk = evaluation.trunk_of(context, state.params)
     losses = evaluation.loss_vector(context, state, batch, key)
-    tasks = task_gradients(losses, state.params, trunk=trunk, reduce=context.reduce, where=where)
+    tasks = task_gradients(
+        losses, state.params, trunk=trunk, reduce=context.reduce, where=where, products=context.model.products
+    )
     weights = weights_of(tasks)
     _, merge = partition(context.reduce(field), True if trunk is None else trunk)
     return merge(_mixtures(tasks, modules, weights)), out, weights

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+from auxjax._internal import checks, roles
 from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import BilevelProblem, implicit
 from auxjax.hypergrad.amortised import Amortised, warm_started
@@ -63,15 +64,14 @@ def make_outer_level(
       default_rate: learning rate of the default optimiser.
 
     Raises:
-      TypeError: `hypergradient` is not an estimator.
+      TypeError: `hypergradient` is not an estimator, `outer_optimizer` no optax transformation.
       ValueError: `warm_start` with an estimator that has its own option for it.
     """
     estimator = implicit(neumann(3)) if hypergradient is None else hypergradient
-    if not (callable(estimator) or isinstance(estimator, Amortised)):
-        raise TypeError(
-            f"{method}(hypergradient=): expected an estimator such as implicit(neumann(3)), or one with state such as "
-            f"single_loop(), got {type(estimator).__name__}."
-        )
+    checks.optimizer(method, outer_optimizer=outer_optimizer)
+    if not isinstance(estimator, Amortised):
+        expected = "an estimator such as implicit(neumann(3)), or one with state such as single_loop()"
+        roles.estimator(method, expected, hypergradient=estimator)
     if warm_start:
         if isinstance(estimator, Amortised):
             raise ValueError(
@@ -167,6 +167,12 @@ def primary_loss(context: Context, model_state, key) -> Callable:
     return loss
 
 
-def reduction(context: Context) -> Callable | None:
-    """`BilevelProblem.reduce` of a context: `None` without replicas, where every solver may be used."""
-    return None if context.reduce is no_reduction else context.reduce
+def of_run(context: Context) -> dict[str, Any]:
+    """What a `BilevelProblem` takes from the run.
+
+    `reduce` is `None` without replicas, where every solver may be used.
+    """
+    return {
+        "reduce": None if context.reduce is no_reduction else context.reduce,
+        "products": context.model.products,
+    }
