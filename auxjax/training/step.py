@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal import checks, loops
+from auxjax._internal import checks, loops, optimizers
 from auxjax.interface import Context, Method, TaskModel, TrainState, bind, call
+from auxjax.methods.shared.absent_tasks import with_tasks
 from auxjax.methods.shared.evaluation import loss_shapes
 from auxjax.training import folds as cross_validation
 from auxjax.training.averaging import Average, check_average, start_average, update_average
 from auxjax.training.parallel import place_state, replicate, shard_batch
+from auxjax.training.starting import check_missing_labels, check_params
 
 # Streams of the per-step key. Each use of randomness has its own, so that adding one leaves the others as they were.
 _DRAW, _INNER, _OUTER_DRAW_INNER, _OUTER_DRAW, _OUTER = range(5)
@@ -150,7 +152,7 @@ def make_updates(
     """
     _check_options(model, method, optimizer, inner_steps, outer_steps)
     check_average(average)
-    context = Context(model, optax.with_extra_args_support(optimizer))
+    context = Context(model, optimizers.with_extras(optimizer))
     if fold_axis is not None:
         context = context._replace(share=partial(jax.lax.pmean, axis_name=fold_axis))
     draws = (draw_inner, draw_outer)
@@ -215,7 +217,7 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
     # Made once and copied to all replicas, so outside of their averages.
     plan = plan._replace(axis_name=None)
     checks.key("init", key)
-    _check_params(params)
+    check_params(params, model_state)
     # Copies: the step donates its state, and the caller's arrays are not ours to give away. Strong types: a state that
     # changed type after the first step would compile the step twice.
     params, model_state = jax.tree.map(_own, (params, model_state))
@@ -230,15 +232,17 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
     state = TrainState(jnp.zeros((), jnp.int32), key, params, opt_state, model_state, averaged=averaged)
     plan = _bound(plan, state)
     batch = _pick(plan, batch, 0, _draw_key(plan, key, _DRAW))
-    loss_shapes(plan.context, state, batch, key)  # whatever the model returns is checked here, before any training
+    shapes = loss_shapes(plan.context, state, batch, key)  # whatever the model returns is checked here
+    check_missing_labels(plan.context, state, batch, key)
+    state = state._replace(tasks=dict.fromkeys(sorted(shapes.values), ()))
     method = plan.method.init(plan.context, state, batch, method_key)
     # Copies again: a donated state must not hold one array twice, as equal initial weights easily do.
     copies = jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), (state.opt_state, method))
     return _whole(plan, state._replace(opt_state=copies[0], method=copies[1]))
 
 
-def _bound(plan, state):
-    """The plan with what the model and the draws name of this state."""
+def _bound(plan, state, *, others=False):
+    """The plan with what the model and the draws name of this state; `others` lets the model return further tasks."""
     draws = {"draw_inner": plan.draw_inner, "draw_outer": plan.draw_outer}
     extras = {"step": state.step, "run_key": state.key}
     if plan.fold_axis is not None:
@@ -246,11 +250,13 @@ def _bound(plan, state):
     given = {
         name: draw and (lambda data, key, draw=draw: call(draw, data, key, **extras)) for name, draw in draws.items()
     }
-    return plan._replace(context=plan.context._replace(model=_bound_model(plan.context.model, state)), **given)
+    return plan._replace(context=plan.context._replace(model=_bound_model(plan.context.model, state, others)), **given)
 
 
-def _bound_model(model, state):
-    """The model with the averaged params, in the dtypes of the params and held fixed, and the step it names."""
+def _bound_model(model, state, others):
+    """The model with all tasks of the run, and with what it names: the averaged params, held fixed, and the step."""
+    if state.tasks:
+        model = with_tasks(model, state.tasks, others=others or not jax.tree.leaves(state.method))
     averaged = None
     if jax.tree.leaves(state.averaged):
         averaged = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), state.averaged, state.params)
@@ -335,7 +341,7 @@ def _inner_update(plan, state, inner_batch, index):
 
 
 def _outer_update(plan, state, inner_batch, outer_batch, index):
-    plan = _bound(plan, state)
+    plan = _bound(plan, state, others=True)
     key = jax.random.fold_in(state.key, state.step)
     if plan.outer_steps > 1:
         key = jax.random.fold_in(key, _OUTER + 1 + index)  # the step counter stands still between outer updates
@@ -373,7 +379,7 @@ def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, 
     checks.key("task_weights", key)
     if method.weights is None:
         raise ValueError("task_weights: this method weighs no tasks or examples (its `weights` is None).")
-    context = Context(_bound_model(model, state), optax.with_extra_args_support(optax.identity()))
+    context = Context(_bound_model(model, state, others=False), optax.with_extra_args_support(optax.identity()))
     return method.weights(context, state, batch, key)
 
 
@@ -389,12 +395,3 @@ def _check_options(model, method, optimizer, inner_steps, outer_steps) -> None:
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"make_step(optimizer=): expected an optax transformation, got {type(optimizer).__name__}.")
     checks.count("make_step", 1, inner_steps=inner_steps, outer_steps=outer_steps)
-
-
-def _check_params(params) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"init(params=): the leaf {jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)}; params are "
-                "what gradients update, so floating arrays. Put counters and statistics into model_state."
-            )
