@@ -22,6 +22,7 @@ from auxjax import methods as known_methods
 from auxjax.training.refit import kept, relative_weights
 from benchmarks.known_worth import cross_fit, report
 from benchmarks.known_worth.training import inputs, train
+from benchmarks.shared.paths import home_path
 from experiments import cli
 from experiments.data.known_worth import GROUPS, VARIANTS
 from experiments.evaluation.statistics import auroc
@@ -167,7 +168,7 @@ def main(argv=None) -> int:
     parser.add_argument("--methods", default=",".join(METHODS), metavar="M,M,...", help=about)
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds 0 to N - 1 (default 10)")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="inner updates of a run (default 2000)")
-    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="rows, table and plots")
+    parser.add_argument("--out", required=True, type=home_path, metavar="DIR", help="rows, table and plots")
     options = parser.parse_args(argv)
     variants = [name for name in options.variants.split(",") if name]
     wanted = [name for name in options.methods.split(",") if name and name != "none"]
