@@ -276,7 +276,8 @@ def _default_estimator(model: TaskModel, model_state, key) -> Estimator:
 
     def outputs(params, weights, batch):
         assert model.outputs is not None
-        return call(model.outputs, params, batch, key, state=model_state)
+        again = evaluation.fresh({"key": key, "state": model_state})
+        return call(model.outputs, params, batch, again["key"], state=again["state"])
 
     def loss_of_outputs(z, params, weights, batch):
         assert model.output_losses is not None
