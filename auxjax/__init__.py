@@ -11,6 +11,7 @@ from auxjax import methods as methods
 from auxjax.formulas import soft_labels as soft_labels
 from auxjax.formulas.langevin import add_langevin_noise as add_langevin_noise
 from auxjax.formulas.langevin import langevin_step as langevin_step
+from auxjax.formulas.losses import known_targets as known_targets
 from auxjax.formulas.losses import weighted_loss as weighted_loss
 from auxjax.formulas.score_matching import fisher_divergence as fisher_divergence
 from auxjax.formulas.score_matching import score_matching_gradient as score_matching_gradient

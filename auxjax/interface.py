@@ -14,6 +14,7 @@ Nothing about a run lives outside its `TrainState` (no global counter, no hidden
 state is a checkpoint of the run, and `vmap` over states is a sweep over runs.
 
 Metrics have common names: `loss/<task>` and `weight/<task>` (means over the labelled examples of the batch),
+`labelled/<task>` (their share, of a task with a mask; 0 says that the loss beside it, 0, is that of no example),
 `outer_loss`, `hypergradient/<field of HypergradInfo>`.
 """
 
@@ -41,6 +42,8 @@ class TrainState(NamedTuple):
       model_state: what the model updates besides gradients (BatchNorm statistics); `None` without any.
       method: state of the method: its weights or scheduler, their optimiser, its counters; `()` where it has none.
       averaged: running mean of the params, a pytree like them in at least float32; `()` without `make_step(average=)`.
+      tasks: `{task: ()}`, the tasks that `init` has seen: a batch that lacks one is taken for one without labels of it.
+        No arrays; `()` where nothing is known of them.
     """
 
     step: jax.Array
@@ -50,13 +53,15 @@ class TrainState(NamedTuple):
     model_state: PyTree = None
     method: PyTree = ()
     averaged: PyTree = ()
+    tasks: PyTree = ()
 
 
 class TaskLosses(NamedTuple):
     """What a model's loss function returns for one batch.
 
     Attributes:
-      values: `{task: [n_task]}`, one loss per example and task. Tasks may have batches of different sizes.
+      values: `{task: [n_task]}`, one loss per example and task. Tasks may have batches of different sizes, and an
+        auxiliary task may be missing from a batch: it is taken for one without labels there.
       masks: `{task: bool [n_task]}`, True where the example has a label for the task; tasks left out are
         fully labelled.
       features: `[n, d]` output of the shared trunk, or `{task: [n_task, d]}`, for methods that look at it (JTDS).

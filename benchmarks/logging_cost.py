@@ -20,6 +20,7 @@ import time
 from rich.table import Table
 
 from benchmarks.shared.machine import describe_machine
+from benchmarks.shared.paths import home_path
 from benchmarks.shared.timing import interval_of_median, median_interval
 from experiments import configs
 from experiments.reporting import terminal
@@ -63,7 +64,7 @@ def main(argv=None) -> int:
     parser.add_argument("--steps", type=int, default=3000, metavar="N", help="inner updates of a run (3000)")
     parser.add_argument("--log-every", type=int, default=100, metavar="N", help="updates per line of the log (100)")
     parser.add_argument("--turns", type=int, default=9, metavar="N", help="pairs of runs per method (9)")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write what was measured here, too")
+    parser.add_argument("--json", type=home_path, metavar="FILE", help="write what was measured here, too")
     options = parser.parse_args(argv)
     rows = []
     with terminal.progress() as follow:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from benchmarks.shared.command import measure_and_show
 from benchmarks.shared.machine import describe_machine
+from benchmarks.shared.paths import home_path
 from benchmarks.shared.timing import median_interval
 from experiments import configs
 from experiments.data.pools import Column, PoolShape, Shapes
@@ -86,7 +87,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", required=True, metavar="M,M", help="labels; ratios are to the first")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the config")
     parser.add_argument("--turns", type=int, default=15, metavar="N", help="steps of each method (default 15)")
-    parser.add_argument("--json", metavar="FILE", help="also write all numbers and the hardware to this file")
+    parser.add_argument(
+        "--json", type=home_path, metavar="FILE", help="also write all numbers and the hardware to this file"
+    )
     options = parser.parse_args(arguments)
     if options.turns < 1:
         parser.error("--turns must be at least 1")

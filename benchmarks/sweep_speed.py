@@ -19,6 +19,7 @@ from rich.table import Table
 
 from benchmarks.shared.command import measure_and_show
 from benchmarks.shared.machine import describe_machine
+from benchmarks.shared.paths import home_path
 from benchmarks.shared.timing import median_interval
 from experiments import cli, configs
 from experiments.reporting import terminal
@@ -34,10 +35,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", required=True, metavar="M", help="label of a method")
     parser.add_argument("--over", action="append", default=[], metavar="NAME=A,B", help="as for experiments.sweep")
     parser.add_argument("--seeds", default="0,1,2", metavar="0,1,2", help="seeds, separated by commas (0,1,2)")
-    parser.add_argument("--data-dir", metavar="D", help="where the data set lies, for configs that read one from disk")
+    parser.add_argument(
+        "--data-dir", type=cli.home, metavar="D", help="where the data set lies, for configs that read one from disk"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the config")
     parser.add_argument("--turns", type=int, default=15, metavar="N", help="steps of each side (default 15)")
-    parser.add_argument("--json", metavar="FILE", help="also write all numbers and the hardware to this file")
+    parser.add_argument(
+        "--json", type=home_path, metavar="FILE", help="also write all numbers and the hardware to this file"
+    )
     options = parser.parse_args(arguments)
     if options.turns < 1:
         parser.error("--turns must be at least 1")

@@ -34,6 +34,7 @@ import rich.table
 from auxjax.formulas.score_matching import score_matching_gradient
 from auxjax.models import ConvNet
 from benchmarks.shared.machine import describe_machine
+from benchmarks.shared.paths import home_path
 
 GOAL = 1.6
 
@@ -206,7 +207,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=1e-3,
         help="largest relative difference allowed between the three ways, in float32 (default 1e-3)",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write times, versions and hardware to this file")
+    parser.add_argument(
+        "--json", type=home_path, metavar="FILE", help="also write times, versions and hardware to this file"
+    )
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")

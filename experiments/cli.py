@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import os
 import pathlib
 import sys
 import textwrap
@@ -24,8 +25,10 @@ def parser(program: str, doc: str) -> argparse.ArgumentParser:
     found.add_argument(
         "config", metavar="CONFIG", help=f"one of {known} (see below), or a file of your own, path/to/my_setting.py"
     )
-    found.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path, help="folder of the results")
-    found.add_argument("--data-dir", metavar="D", help="where the data set lies, for configs that read one from disk")
+    found.add_argument("--out", required=True, metavar="DIR", type=path, help="folder of the results")
+    found.add_argument(
+        "--data-dir", metavar="D", type=home, help="where the data set lies, for configs that read one from disk"
+    )
     found.add_argument(
         "--steps",
         type=int,
@@ -54,6 +57,16 @@ def parser(program: str, doc: str) -> argparse.ArgumentParser:
         help="change a setting of the config, e.g. --set noise=0.2; repeat it for more",
     )
     return found
+
+
+def home(text: str) -> str:
+    """A path with `~` as the home folder: the shell leaves it alone in `--out=~/x`."""
+    return os.path.expanduser(text)
+
+
+def path(text: str) -> pathlib.Path:
+    """The same as a `Path`."""
+    return pathlib.Path(home(text))
 
 
 def bare_parser(program: str, doc: str) -> argparse.ArgumentParser:

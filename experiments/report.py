@@ -47,7 +47,7 @@ def write(directory: pathlib.Path, against: str | None = None) -> None:
 def main(argv=None) -> int:
     """Runs the command line; bad input ends with one message on standard error and status 2."""
     found = cli.bare_parser("python -m experiments.report", __doc__)
-    found.add_argument("directory", metavar="DIR", type=pathlib.Path, help="what --out was")
+    found.add_argument("directory", metavar="DIR", type=cli.path, help="what --out was")
     found.add_argument(
         "--against", metavar="METHOD", help="what the differences are to (the first method of the table)"
     )

@@ -66,6 +66,44 @@ def weighted_loss(
     return total
 
 
+def known_targets(
+    targets: jax.typing.ArrayLike, *, missing: float = np.nan, fill: float = 0
+) -> tuple[jax.Array, jax.Array]:
+    """Targets without a hole, and which of the examples have theirs.
+
+    `clean = where(targets is missing, fill, targets)`,      `known_i = no entry of targets_i is missing`
+
+    A mask alone does not do it: behind a masked loss stands 0 times the loss's own derivative, and where that is NaN, 0
+    times NaN is NaN. So the loss is computed of something harmless, and masked:
+
+        targets, known = known_targets(batch["age"])
+        TaskLosses({"age": (outputs - targets) ** 2}, masks={"age": known})
+
+    Args:
+      targets: `[n]` or `[n, ...]`.
+      missing: what stands for a missing entry: NaN, or a number, such as -1 for classes.
+      fill: what is put there, a target whose loss is finite; for classes one of them.
+
+    Returns:
+      `(clean, known)`: an array like `targets`, and bool `[n]`, for `TaskLosses(masks=)`. Cost: one pass.
+
+    Raises:
+      TypeError: whole numbers with `missing=NaN`, which they cannot hold.
+      ValueError: a scalar.
+    """
+    targets = jnp.asarray(targets)
+    if targets.ndim == 0:
+        raise ValueError("known_targets(targets=): expected [n] or [n, ...], got a scalar.")
+    if np.isnan(missing) and not jnp.issubdtype(targets.dtype, jnp.inexact):
+        raise TypeError(
+            f"known_targets(targets=): {targets.dtype} has no NaN. Expected missing= with the number that stands for a "
+            "missing label, such as missing=-1."
+        )
+    absent = jnp.isnan(targets) if np.isnan(missing) else targets == jnp.asarray(missing, targets.dtype)
+    clean = jnp.where(absent, jnp.asarray(fill, targets.dtype), targets)
+    return clean, ~jnp.any(absent, axis=tuple(range(1, targets.ndim)))
+
+
 def masked_means(losses: Mapping[str, jax.Array], masks: Mapping[str, jax.Array | None] | None = None) -> jax.Array:
     """The `masked_mean` of every task, in the order of `losses`.
 

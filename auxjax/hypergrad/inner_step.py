@@ -14,7 +14,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal import checks, tree_math
+from auxjax._internal import checks, optimizers, tree_math
 from auxjax.hypergrad import problem as problems
 
 
@@ -49,6 +49,7 @@ def start(where: str, optimizer: optax.GradientTransformation, opt_state, theta)
     """The variables and the state that the first step starts from: `(theta, opt_state)`, strongly typed.
 
     Raises:
+      TypeError: an optimiser that needs more than gradients.
       ValueError: an `opt_state` that is not like `optimizer.init(params)`.
     """
     theta = _typed_like(theta, theta)
@@ -57,6 +58,7 @@ def start(where: str, optimizer: optax.GradientTransformation, opt_state, theta)
     else:
         checks.like(f"{where}(opt_state=)", opt_state, jax.eval_shape(optimizer.init, theta), "optimizer.init(params)")
         opt_state = jax.tree.map(jnp.asarray, opt_state)
+    optimizers.check_needs_gradients_alone(f"{where}(optimizer=)", optimizer, opt_state, theta)
     return theta, _typed_like(opt_state, opt_state)
 
 
@@ -88,8 +90,16 @@ def look_ahead(where, problem, level, optimizer, opt_state, field, outer_batch):
 
     Returns:
       `(outer, u)`: the `OuterValue` at the new variables, and u.
+
+    Raises:
+      TypeError, ValueError: as `start`; an optimiser that accumulates gradients.
     """
     theta, opt_state = start(where, optimizer, opt_state, level.theta)
+    if optimizers.accumulates(opt_state):
+        raise ValueError(
+            f"{where}(optimizer=): this one adds up gradients over several updates and moves nothing in between, so "
+            "that a step ahead has no derivative. Give the transformation that is inside (of optax.MultiSteps)."
+        )
     field = level.reduce(field)
     ahead, pull = jax.vjp(lambda g: advance(optimizer, theta, opt_state, g)[0], field)
     outer = problems.outer_gradients(problem, level._replace(theta=ahead), outer_batch)

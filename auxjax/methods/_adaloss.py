@@ -89,7 +89,7 @@ def adaloss(
         grads, out, weights = descent.weighted_gradient(
             context, state, batch, key, lambda out: weights_of(context, state, out)
         )
-        new = descent.descend(context, state, grads, out.state)
+        new = descent.descend_weighted(context, state, grads, out, weights, batch, key)
         return new._replace(method=observe(context, state.method, out)), descent.loss_metrics(out, weights)
 
     return Method(init, inner, weights=evaluation.reported(weights_of, from_losses=True))

@@ -22,10 +22,10 @@ from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.langevin import langevin_step
 from auxjax.formulas.score_matching import score_matching_value_and_gradient
-from auxjax.formulas.simplex import project_simplex, shift_and_clamp
+from auxjax.formulas.simplex import shift_and_clamp
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import descent, evaluation
+from auxjax.methods.shared import absent_tasks, descent, evaluation
 
 _FAST, _SLOW = 0.9, 0.98  # decays of the two running means whose distance tells whether the weights still move
 
@@ -92,7 +92,8 @@ def arml(
 
     Returns:
       A `Method`. Its outer update costs one joint gradient and one forward-mode pass, whatever K is; gradients are
-      compared on `TaskModel.trunk` only. It uses the inner batch and ignores the outer one.
+      compared on `TaskModel.trunk` only. It uses the inner batch and ignores the outer one. A task without a label in
+      the batch keeps its weight, and the others share what it leaves of the total.
 
     Raises:
       TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
@@ -110,7 +111,7 @@ def arml(
         )
     checks.optimizer("arml", outer_optimizer=outer_optimizer)
     optimizer = optax.sgd(0.05) if outer_optimizer is None else outer_optimizer
-    project = {"simplex": project_simplex, "shift_and_clamp": shift_and_clamp}[projection]
+    project = {"simplex": absent_tasks.project_seen, "shift_and_clamp": _shift_and_clamp}[projection]
 
     def total_of(count: int):
         return float(count) if total is None else total
@@ -134,7 +135,7 @@ def arml(
         grads, out, weights = descent.weighted_gradient(
             context, state, batch, key_loss, lambda out: weights_of(context, state, out)
         )
-        trained = descent.descend(context, state, grads, out.state)
+        trained = descent.descend_weighted(context, state, grads, out, weights, batch, key_loss)
         if noise:
             # The same gradient serves both stages, so choosing between two updates costs nothing. The optimiser's state
             # stays as it was while sampling: the second stage starts it afresh.
@@ -160,18 +161,19 @@ def arml(
         )
         # A batch without a primary label has no primary gradient to match: the weights would make the others cancel
         # out.
-        seen = evaluation.labelled_in_batch(context, state, inner_batch, key)[0]
+        labelled = evaluation.labelled_in_batch(context, state, inner_batch, key)
+        seen, others = labelled[0], evaluation.in_any_copy(context, labelled[1:])
         gradient = context.share(jnp.where(seen, gradient, jnp.zeros_like(gradient)))
         updates, opt_state = optimizer.update(gradient, previous.opt_state, previous.weights)
         moved = descent.apply_updates(previous.weights, updates)
-        weights = project(moved, total_of(moved.shape[0]))
+        weights = project(moved, previous.weights, others, total_of(moved.shape[0]))
         new = previous._replace(
             weights=weights,
             opt_state=opt_state,
             fast=_FAST * previous.fast + (1 - _FAST) * weights,
             slow=_SLOW * previous.slow + (1 - _SLOW) * weights,
-            updates=previous.updates + jnp.int32(1),
         )
+        new = absent_tasks.keep_unseen(others, new, previous)._replace(updates=previous.updates + jnp.int32(1))
         if form == "two_stage":
             # Once sampling has ended nothing moves any more.
             new = _choose(previous.sampling, end_sampling(new), previous)
@@ -202,6 +204,11 @@ def _noise(form, step_size, temperature) -> dict[str, Any]:
         raise ValueError("arml(form='merged') adds no noise: leave out step_size and temperature, or use 'two_stage'.")
     checks.number("arml", least=0, **given)
     return given
+
+
+def _shift_and_clamp(weights, kept, seen, total):
+    """`shift_and_clamp` of all weights, as the authors' code has it; of tasks without a label the old ones."""
+    return jnp.where(seen, shift_and_clamp(weights, total), kept)
 
 
 def _choose(flag, a, b):

@@ -2,8 +2,8 @@
 
     min_lambda  L_0(theta+; other batch),     theta+ = theta + U(sum_k lambda_k grad L_k(theta))
 
-with U one update of the inner optimiser, momentum and weight decay included. Every task has a weight, the primary one,
-too; nothing keeps the weights positive.
+with U one update of the inner optimiser, momentum and weight decay included (of the one inside of `optax.MultiSteps`).
+Every task has a weight, the primary one, too; nothing keeps the weights positive.
 
 Reference: Liu, James, Davison, Johns, 2022, Auto-Lambda: Disentangling Dynamic Task Relationships, TMLR.
 """
@@ -17,7 +17,7 @@ from auxjax.formulas.losses import weighted_loss
 from auxjax.hypergrad import BilevelProblem, finite_difference, one_step
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import descent, evaluation, outer_level
+from auxjax.methods.shared import absent_tasks, descent, evaluation, outer_level
 
 
 @register("hypergradient", needs={"auxiliary", "outer_batch"})
@@ -43,8 +43,8 @@ def auto_lambda(
       not held-out data; pass it as `outer_batch`.
 
     Raises:
-      TypeError, ValueError: an impossible option; no auxiliary task (when the state is made); params in half precision
-        with finite differences (from the outer update).
+      TypeError, ValueError: an impossible option; no auxiliary task, or an inner optimiser that needs more than
+        gradients (when the state is made); params in half precision with finite differences (from the outer update).
     """
     checks.one_of("auto_lambda", ("finite_difference", "exact"), form=form)
     checks.number("auto_lambda", above=0, epsilon=epsilon)
@@ -57,6 +57,7 @@ def auto_lambda(
     def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
         evaluation.auxiliary_or_raise("auto_lambda", context, out)
+        outer_level.look_ahead_optimizer("auto_lambda", context, state)  # raises here, before any training
         meta = {task: jnp.full((), initial, accumulation_dtype(value)) for task, value in out.values.items()}
         return outer_level.OuterState(meta, optimizer.init(meta), ())
 
@@ -70,12 +71,14 @@ def auto_lambda(
 
         outer_loss = outer_level.primary_loss(context, state.model_state, key)
         problem = BilevelProblem(inner=inner_loss, outer=outer_loss, **outer_level.of_run(context))
+        inside, opt_state = outer_level.look_ahead_optimizer("auto_lambda", context, state)
         if form == "exact":
-            estimator = one_step(context.optimizer, opt_state=state.opt_state)
+            estimator = one_step(inside, opt_state=opt_state)
         else:
-            estimator = finite_difference(context.optimizer, epsilon=epsilon, opt_state=state.opt_state)
+            estimator = finite_difference(inside, epsilon=epsilon, opt_state=opt_state)
         level = outer_level.OuterLevel(optimizer, estimator)
-        return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, share=context.share)
+        options = {"share": context.share, "seen": absent_tasks.seen_tasks(context, state, inner_batch, key)}
+        return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, **options)
 
     inner, weights = descent.weighted_by(weights_of), evaluation.reported(weights_of)
     return Method(init, inner, outer, weights, shared=outer_level.shared)

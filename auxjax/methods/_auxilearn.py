@@ -28,7 +28,7 @@ from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import descent, evaluation, outer_level
+from auxjax.methods.shared import absent_tasks, descent, evaluation, outer_level
 
 
 @register("hypergradient", needs={"auxiliary", "outer_batch"})
@@ -142,13 +142,15 @@ def auxilearn(
             out = evaluation.evaluate(context.model, params, state.model_state, batch, key)
             return combined(context, state.method.meta, out), out
 
-        grads, out = jax.grad(loss, has_aux=True)(state.params)
+        (value, out), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         metrics = descent.loss_metrics(out, weights_of(context, state, out))
-        return descent.descend(context, state, grads, out.state), metrics
+        options = {"value": value, "loss": lambda params: loss(params)[0]}
+        return descent.descend(context, state, grads, out.state, **options), metrics
 
     def outer(context, state, inner_batch, outer_batch, key):
         problem = problem_of(context, state.model_state, key)
-        options = {"share": context.share, "project": project}
+        seen = absent_tasks.seen_tasks(context, state, inner_batch, key) if combiner is None else None
+        options = {"share": context.share, "project": project, "seen": seen}
         return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, **options)
 
     weights = evaluation.reported(weights_of, from_losses=True)

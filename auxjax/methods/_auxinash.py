@@ -26,7 +26,7 @@ from auxjax.formulas.task_gradients import gram_matrix, task_gradients
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import descent, evaluation, outer_level
+from auxjax.methods.shared import absent_tasks, descent, evaluation, outer_level
 
 
 class AuxinashState(NamedTuple):
@@ -66,7 +66,7 @@ def auxinash(
       A `Method`. Inner update: a joint gradient and, with `refresh="inner"`, the Gram matrix, 1 + K reverse and as many
       forward-mode passes. Outer update: the Gram matrix, and what the hypergradient costs. The paper takes another
       training batch for the outer loss and not held-out data; pass it as `outer_batch`. A task without a label in the
-      batch of an outer update keeps its weight.
+      batch of an outer update keeps its weight and its power.
 
     Raises:
       TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
@@ -97,11 +97,16 @@ def auxinash(
         usual = jnp.sum(weights) / jnp.maximum(jnp.sum(seen, dtype=weights.dtype), 1.0)
         return AuxinashState(outer, jnp.where(seen, weights, usual))
 
+    def weights_now(context, state, batch, key, gram, powers):
+        """The bargaining weights; those of a task that the batch has no label of, which would be 0, stay."""
+        there = evaluation.labelled_in_batch(context, state, batch, key)
+        return jnp.where(there, bargaining_weights(gram, powers), state.method.weights)
+
     def inner(context, state, batch, key):
         if refresh == "inner":
-            method = state.method
-            gram = gram_of(context, state, batch, key, method.weights.dtype)
-            state = state._replace(method=method._replace(weights=bargaining_weights(gram, method.outer.meta)))
+            gram = gram_of(context, state, batch, key, state.method.weights.dtype)
+            weights = weights_now(context, state, batch, key, gram, state.method.outer.meta)
+            state = state._replace(method=state.method._replace(weights=weights))
         return descent.weighted_by(_weights_of)(context, state, batch, key)
 
     def outer(context, state, inner_batch, outer_batch, key):
@@ -109,17 +114,22 @@ def auxinash(
         gram = gram_of(context, state, inner_batch, key, previous.weights.dtype)
         problem = _problem(context, state.model_state, gram, key)
 
+        out = evaluation.loss_shapes(context, state, inner_batch, key)
+        seen = absent_tasks.seen_tasks(context, state, inner_batch, key)
+        if seen is not None:
+            seen = jnp.stack([seen[task] for task in evaluation.all_tasks(context, out)])
+
         def project(powers):
             free = 1.0 - len(powers) * smallest
-            return smallest + project_simplex(powers - smallest, free)
+            if seen is None:
+                return smallest + project_simplex(powers - smallest, free)
+            kept = previous.outer.meta - smallest
+            return smallest + absent_tasks.project_seen(powers - smallest, kept, seen, free)
 
         point = (problem, state.params, previous.outer, inner_batch, outer_batch, key)
-        outer, metrics = outer_level.update_outer(level, *point, share=context.share, project=project)
-        out = evaluation.loss_shapes(context, state, inner_batch, key)
+        outer, metrics = outer_level.update_outer(level, *point, share=context.share, project=project, seen=seen)
         metrics |= {f"power/{task}": power for task, power in _named(context, outer.meta, out).items()}
-        # Used until the next outer update, so not those of a task that this batch has no label of, which are 0.
-        seen = evaluation.labelled_in_batch(context, state, inner_batch, key)
-        weights = jnp.where(seen, bargaining_weights(gram, outer.meta), previous.weights)
+        weights = weights_now(context, state, inner_batch, key, gram, outer.meta)
         return state._replace(method=AuxinashState(outer, weights)), metrics
 
     return Method(init, inner, outer, evaluation.reported(_weights_of), shared=_shared)

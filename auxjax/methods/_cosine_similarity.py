@@ -84,9 +84,10 @@ def cosine_similarity(
         point = ("cosine_similarity", context, state, batch, key, modules)
         field, out, weights = mixed_field(*point, auxiliary_weight, mixture)
         # The field is averaged already; `descend` averages it once more, which changes nothing.
-        new = descent.descend(context, state, field, out.state)
-        new = new._replace(method=weights[:, 1:].astype(state.method.dtype))
-        return new, descent.loss_metrics(out, _weights_of(context, new, out))
+        state = state._replace(method=weights[:, 1:].astype(state.method.dtype))
+        means = _weights_of(context, state, out)
+        new = descent.descend_weighted(context, state, field, out, means, batch, key)
+        return new, descent.loss_metrics(out, means)
 
     return Method(init, inner, weights=evaluation.reported(_weights_of))
 

@@ -134,7 +134,7 @@ def dtg_auxl(
         made = features_of(meta, pairs)
         dtype = jax.tree.leaves(out.features)[0].dtype
         arguments = (params, (pairs.scale * made).astype(dtype), labelled)
-        losses = call(context.model.feature_loss, *arguments, state=model_state)
+        losses = call(context.model.feature_loss, *arguments, state=evaluation.fresh(model_state))
         _check_losses(losses, labelled.shape[0])
         generated = masked_mean(losses, pairs.mask)
         known = weighted_loss(out.values, known_weights(context, out), masks=out.masks)
@@ -185,8 +185,9 @@ def dtg_auxl(
             joint = joint_loss(context, params, state.model_state, batch, key, state.method.meta)
             return joint.loss.total, joint
 
-        grads, joint = jax.grad(loss, has_aux=True)(state.params)
-        return descent.descend(context, state, grads, joint.loss.out.state), metrics_of(context, joint)
+        (value, joint), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        options = {"value": value, "loss": lambda params: loss(params)[0]}
+        return descent.descend(context, state, grads, joint.loss.out.state, **options), metrics_of(context, joint)
 
     def metrics_of(context, joint: _Joint) -> dict[str, jax.Array]:
         """The common metrics, the generated task's, and `collapse/<term of R>`."""

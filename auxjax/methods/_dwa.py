@@ -64,7 +64,7 @@ def dwa(*, window: int = 100, temperature: float = 2.0) -> Method:
         grads, out, weights = descent.weighted_gradient(
             context, state, batch, key, lambda out: weights_of(context, state, out)
         )
-        new = descent.descend(context, state, grads, out.state)
+        new = descent.descend_weighted(context, state, grads, out, weights, batch, key)
         return new._replace(method=_observe(window, context, state.method, out)), descent.loss_metrics(out, weights)
 
     return Method(_init, inner, weights=evaluation.reported(weights_of))

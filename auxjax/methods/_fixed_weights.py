@@ -60,19 +60,19 @@ def fixed_weights(*, weights: Mapping[str, Any], ids: Callable | None = None) ->
     def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
         evaluation.check_names("fixed_weights(weights=)", weights, out)
-        example_tables.check_rows("fixed_weights", rows_of(batch), out)
+        example_tables.check_rows("fixed_weights", rows_of(batch, None), out)
         return {
             task: jnp.asarray(weight, accumulation_dtype(out.values[task]))
             for task, weight in weights.items()
             if task not in schedules
         }
 
-    def rows_of(batch) -> dict[str, jax.Array]:
-        return {} if ids is None else example_tables.rows_of("fixed_weights", ids, batch, tables)
+    def rows_of(batch, primary) -> dict[str, jax.Array]:
+        return {} if ids is None else example_tables.rows_of("fixed_weights", ids, batch, tables, primary)
 
     def chosen(context, state, batch):
         given = {task: schedule(state.step) for task, schedule in schedules.items()}
-        by_example = example_tables.read(state.method, rows_of(batch), tables)
+        by_example = example_tables.read(state.method, rows_of(batch, context.model.primary), tables)
         return {context.model.primary: 1.0, **given, **state.method, **by_example}
 
     def inner(context, state, batch, key):

@@ -24,7 +24,7 @@ from auxjax.formulas.partition import checked_mask
 from auxjax.formulas.task_gradients import squared_norms, task_gradients
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import descent, evaluation
+from auxjax.methods.shared import absent_tasks, descent, evaluation
 
 
 class GradnormState(NamedTuple):
@@ -126,7 +126,7 @@ def gradnorm(
         seen = evaluation.in_any_copy(context, seen)
         there = seen[balanced]
         updates, opt_state = optimizer.update(context.share(slopes), previous.opt_state, previous.weights)
-        opt_state = descent.keep_unseen(seen, opt_state, previous.opt_state)
+        opt_state = absent_tasks.keep_unseen(seen, opt_state, previous.opt_state)
         before = previous.weights[balanced]
         moved = jnp.maximum(descent.apply_updates(previous.weights, updates)[balanced], smallest)
         # The weights sum to the number of tasks; those without a label keep theirs.

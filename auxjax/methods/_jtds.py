@@ -28,7 +28,7 @@ from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method, no_reduction
 from auxjax.methods._registry import register
-from auxjax.methods.shared import descent, evaluation, outer_level
+from auxjax.methods.shared import absent_tasks, descent, evaluation, outer_level
 
 
 class TaskSchedule(NamedTuple):
@@ -157,8 +157,10 @@ def jtds(
 
     def outer(context, state, inner_batch, outer_batch, key):
         problem = problem_of(context, state.model_state, key)
+        seen = absent_tasks.seen_tasks(context, state, inner_batch, key)
+        seen = seen and {task: seen[task] for task in state.method.meta}
         point = (level, problem, state, inner_batch, outer_batch, key)
-        state, metrics = outer_level.outer_step(*point, share=context.share)
+        state, metrics = outer_level.outer_step(*point, share=context.share, seen=seen)
         metrics |= {f"slope/{task}": part.slope for task, part in state.method.meta.items()}
         metrics |= {f"offset/{task}": part.offset for task, part in state.method.meta.items()}
         return state, metrics

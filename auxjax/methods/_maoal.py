@@ -21,7 +21,7 @@ from auxjax._internal.precision import accumulation_dtype
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method, no_reduction
 from auxjax.methods._registry import register
-from auxjax.methods.shared import descent, evaluation, outer_level
+from auxjax.methods.shared import absent_tasks, descent, evaluation, outer_level
 from auxjax.methods.shared.module_weights import mixed_field, modules_of
 
 
@@ -111,16 +111,19 @@ def maoal(
 
     def inner(context, state, batch, key):
         field, out = field_of(context, state, state.method.meta, batch, key)
-        metrics = descent.loss_metrics(out, weights_of(context, state, out))
-        return descent.descend(context, state, field, out.state), metrics
+        weights = weights_of(context, state, out)
+        new = descent.descend_weighted(context, state, field, out, weights, batch, key)
+        return new, descent.loss_metrics(out, weights)
 
     def outer(context, state, inner_batch, outer_batch, key):
         problem = problem_of(context, state, key)
         project = (lambda raw: jnp.maximum(raw, 0.0)) if constraint == "projection" else (lambda raw: raw)
-        options = {"share": context.share, "project": project}
-        state, metrics = outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, **options)
+        seen = absent_tasks.seen_tasks(context, state, inner_batch, key)
         out = evaluation.loss_shapes(context, state, inner_batch, key)
         names = evaluation.auxiliary_tasks(out, context.model.primary)
+        seen = seen and jnp.stack([seen[name] for name in names])[None, :]
+        options = {"share": context.share, "project": project, "seen": seen}
+        state, metrics = outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, **options)
         raw = state.method.meta
         metrics |= {
             f"importance/{module}/{name}": importance(raw)[m, k]

@@ -125,12 +125,13 @@ def make_method(
         """A look-ahead starts from the inner optimiser's real state."""
         if hypergradient is not None:
             return level
+        optimizer, opt_state = outer_level.look_ahead_optimizer(name, context, state)
         if form == "finite_difference":
-            ahead = finite_difference(context.optimizer, epsilon=epsilon, opt_state=state.opt_state)
+            ahead = finite_difference(optimizer, epsilon=epsilon, opt_state=opt_state)
         elif look_ahead_steps > 1:
-            ahead = unrolled(look_ahead_steps, context.optimizer, opt_state=state.opt_state)
+            ahead = unrolled(look_ahead_steps, optimizer, opt_state=opt_state)
         else:
-            ahead = one_step(context.optimizer, opt_state=state.opt_state)
+            ahead = one_step(optimizer, opt_state=opt_state)
         return level._replace(estimator=ahead)
 
     def label(meta, batch) -> generation.Labelling:

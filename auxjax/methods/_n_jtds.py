@@ -47,7 +47,8 @@ def n_jtds(
       ids: `batch -> int [n]`, or `{task: int [n_task]}`: which examples a batch holds, from 0 to `num_examples - 1`,
         each at most once. An id outside of the table reads NaN, which shows in every metric.
       outer_optimizer: optimiser of the table; `optax.adam(0.1)` by default. Its state has a row for every example, and
-        rows outside of the batch stay as they are; so does weight decay, which the authors' code lets act on all rows.
+        rows outside of the batch, and those of examples without a label, stay as they are; so does weight decay, which
+        the authors' code lets act on all rows.
       hypergradient: an estimator such as `implicit(neumann(3))`, the default.
       activation: "softplus", the authors' code, or "sigmoid".
       schedule_primary: weigh the primary task's examples, too; False gives them weight 1.
@@ -81,9 +82,9 @@ def n_jtds(
         """Rows of a task's table."""
         return cast(int, num_examples) if sizes is None else sizes[task]
 
-    def rows_of(batch, tasks) -> dict[str, jax.Array]:
+    def rows_of(batch, tasks, primary=None) -> dict[str, jax.Array]:
         """`{task: int [n_task]}`."""
-        return example_tables.rows_of("n_jtds", ids, batch, {task: size_of(task) for task in tasks})
+        return example_tables.rows_of("n_jtds", ids, batch, {task: size_of(task) for task in tasks}, primary)
 
     def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)
@@ -108,7 +109,8 @@ def n_jtds(
 
     def weights_in(context, state, batch):
         table = state.method.meta
-        return weights_of(context, example_tables.read(table, rows_of(batch, table), table))
+        places = rows_of(batch, table, context.model.primary)
+        return weights_of(context, example_tables.read(table, places, table))
 
     def inner(context, state, batch, key):
         chosen = weights_in(context, state, batch)
@@ -129,9 +131,21 @@ def n_jtds(
             inner=inner, outer=outer_level.primary_loss(context, model_state, key), **outer_level.of_run(context)
         )
 
+    def labelled_rows(context, state, batch, key, places) -> dict[str, jax.Array]:
+        """The rows of examples with a label; beyond the table, where nothing is written, for the others."""
+        if evaluation.loss_shapes(context, state, batch, key).masks is None:
+            return places
+        # Evaluated for its masks alone; jit drops the rest.
+        out = evaluation.evaluate(context.model, state.params, state.model_state, batch, key)
+        written = {}
+        for task, at in places.items():
+            mask = evaluation.mask_of(out, task)
+            written[task] = at if mask is None else jnp.where(mask, at, size_of(task))
+        return written
+
     def outer(context, state, inner_batch, outer_batch, key):
         previous = state.method
-        places = rows_of(inner_batch, previous.meta)
+        places = rows_of(inner_batch, previous.meta, context.model.primary)
         rows = outer_level.OuterState(
             meta=example_tables.read(previous.meta, places, places),
             opt_state=optax.tree.map_params(optimizer, lambda leaf, at: leaf[at], previous.opt_state, places),
@@ -139,12 +153,13 @@ def n_jtds(
         )
         problem = problem_of(context, state.model_state, key)
         new, metrics = outer_level.update_outer(level, problem, state.params, rows, inner_batch, outer_batch, key)
+        written = labelled_rows(context, state, inner_batch, key, places)
         # Where the optimiser's state has rows, and which: an empty index elsewhere.
         rows_there = optax.tree.map_params(
             optimizer,
             lambda leaf, at: at,
             previous.opt_state,
-            places,
+            written,
             transform_non_params=lambda leaf: jnp.zeros((0,), jnp.int32),
         )
         opt_state = jax.tree.map(
@@ -153,7 +168,7 @@ def n_jtds(
             new.opt_state,
             rows_there,
         )
-        table = {task: column.at[places[task]].set(new.meta[task]) for task, column in previous.meta.items()}
+        table = {task: column.at[written[task]].set(new.meta[task]) for task, column in previous.meta.items()}
         return state._replace(method=outer_level.OuterState(table, opt_state, new.hypergradient)), metrics
 
     return Method(init, inner, outer, weights, whole_batch=True)

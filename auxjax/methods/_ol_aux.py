@@ -24,7 +24,7 @@ from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.task_gradients import task_gradients
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import descent, evaluation
+from auxjax.methods.shared import absent_tasks, descent, evaluation
 
 
 class OlAuxState(NamedTuple):
@@ -33,12 +33,12 @@ class OlAuxState(NamedTuple):
     Attributes:
       weights: `[K]`, weights of the auxiliary tasks in order of their names; the primary task's weight is 1.
       opt_state: state of their optimiser.
-      products: `[K]`, sum of `<g_0, g_k>` since the last update of the weights; `[0]` in the one-step form.
+      products: `[K]`, sum of `<g_0, g_k>` since the last update of the weights; `()` in the one-step form.
     """
 
     weights: jax.Array
     opt_state: Any
-    products: jax.Array
+    products: Any
 
 
 @register("gradients", needs={"auxiliary"})
@@ -62,7 +62,8 @@ def ol_aux(
     Returns:
       A `Method`. Beyond a joint gradient, the products cost one gradient of the primary loss and one forward-mode pass,
       whatever K is: at every inner update ("n_step") or at outer ones ("one_step"). Gradients are compared on
-      `TaskModel.trunk`. It uses inner batches and ignores the outer one.
+      `TaskModel.trunk`. It uses inner batches and ignores the outer one. A task without a label since the last outer
+      update keeps its weight, whatever the optimiser's momentum.
 
     Raises:
       TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
@@ -77,7 +78,7 @@ def ol_aux(
         names = evaluation.auxiliary_or_raise("ol_aux", context, out)
         dtype = accumulation_dtype(out.values)
         weights = jnp.full((len(names),), initial, dtype)
-        products = jnp.zeros((len(names) if form == "n_step" else 0,), dtype)
+        products = jnp.zeros((len(names),), dtype) if form == "n_step" else ()
         return OlAuxState(weights, optimizer.init(weights), products)
 
     def weights_of(context, state, out):
@@ -97,7 +98,11 @@ def ol_aux(
         updates, opt_state = optimizer.update(-context.share(products), previous.opt_state, previous.weights)
         weights = descent.apply_updates(previous.weights, updates)
         weights = jnp.maximum(weights, 0.0) if clamp else weights
-        new = OlAuxState(weights, opt_state, jnp.zeros_like(previous.products))
+        seen = evaluation.in_any_copy(context, products != 0)  # of a task without a label it is 0
+        weights, opt_state = absent_tasks.keep_unseen(
+            seen, (weights, opt_state), (previous.weights, previous.opt_state)
+        )
+        new = OlAuxState(weights, opt_state, jax.tree.map(jnp.zeros_like, previous.products))
         out = evaluation.loss_shapes(context, state, inner_batch, key)
         named = evaluation.by_task(evaluation.auxiliary_tasks(out, context.model.primary), products)
         return state._replace(method=new), {f"gradient_product/{name}": product for name, product in named.items()}

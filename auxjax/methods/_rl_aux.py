@@ -22,7 +22,7 @@ and its public code; `auxjax.formulas.policy_gradient` for the policy's part.
 """
 
 from collections.abc import Callable
-from functools import reduce
+from functools import reduce, wraps
 from operator import add
 from typing import Any, NamedTuple
 
@@ -154,6 +154,7 @@ def rl_aux(
                 f"rl_aux(labels=) returned the shape {found.shape}; expected {wanted}, one class per example of the "
                 "primary task."
             )
+        outer_level.look_ahead_optimizer("rl_aux", context, state, differentiated=False)  # raises before any training
         return outer_level.OuterState(*inner_step.start("rl_aux", optimizer, None, meta), ())
 
     def chosen(state, batch, key) -> generation.Labelling:
@@ -183,7 +184,9 @@ def rl_aux(
         mask = evaluation.mask_of(out, context.model.primary)
         before = policies.decide(reading, state.method.meta, inner_batch, mask)
         actions = policies.sample(before, action_key, num_rollouts)
-        fork = _Fork(context, state, inner_batch, outer_batch, model_key, auxiliary_weight)
+        ahead = outer_level.look_ahead_optimizer("rl_aux", context, state, differentiated=False)
+        moving = context._replace(optimizer=ahead[0]), state._replace(opt_state=ahead[1])
+        fork = _Fork(*moving, inner_batch, outer_batch, model_key, auxiliary_weight)
 
         def label(actions):
             return policies.labelling(reading, actions, before, accumulation_dtype(state.params))
@@ -284,8 +287,9 @@ def _losses_of_examples(fork, label, actions, mask, chunk):
     model, count = fork.context.model, actions[0].shape[1]
 
     def alone(example):
-        def losses(*arguments):
-            out = model.losses(*arguments)
+        @wraps(model.losses)
+        def losses(*arguments, **extras):
+            out = model.losses(*arguments, **extras)
             mask = evaluation.mask_of(out, model.primary)
             only = jnp.arange(count) == example
             only = only if mask is None else only & mask

@@ -21,7 +21,7 @@ from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import descent, evaluation
+from auxjax.methods.shared import absent_tasks, descent, evaluation
 
 
 class UncertaintyState(NamedTuple):
@@ -105,12 +105,12 @@ def uncertainty(
         seen = evaluation.labelled(context, out, tasks)
         slopes = jnp.where(seen, 0.5 - learned(tasks, variances) * means, 0.0)
         updates, opt_state = optimizer.update(slopes, state.method.opt_state, variances)
-        opt_state = descent.keep_unseen(seen, opt_state, state.method.opt_state)
+        opt_state = absent_tasks.keep_unseen(seen, opt_state, state.method.opt_state)
         moved = jnp.maximum(descent.apply_updates(variances, updates), smallest)
         moved = jnp.where(seen, moved, variances)
         metrics = descent.loss_metrics(out, weights)
         metrics |= {f"log_variance/{task}": s for task, s in evaluation.by_task(tasks, moved).items()}
-        new = descent.descend(context, state, grads, out.state)
+        new = descent.descend_weighted(context, state, grads, out, weights, batch, key)
         return new._replace(method=UncertaintyState(moved, opt_state)), metrics
 
     return Method(init, inner, weights=evaluation.reported(weights_of))

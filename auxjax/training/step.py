@@ -14,15 +14,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal import checks, loops
+from auxjax._internal import checks, loops, optimizers
 from auxjax.formulas.partition import checked_mask
 from auxjax.interface import Context, Method, TaskModel, TrainState, bind, call
+from auxjax.methods.shared.absent_tasks import with_tasks
 from auxjax.methods.shared.evaluation import loss_shapes
 from auxjax.training import folds as cross_validation
 from auxjax.training import options
 from auxjax.training.averaging import Average, check_average, start_average, update_average
 from auxjax.training.first_step import told, warn_of_frozen
 from auxjax.training.parallel import place_state, replicate, shard_batch
+from auxjax.training.starting import check_missing_labels, check_params
 from auxjax.training.trainable import merged, trained, trained_mask, with_frozen, without_frozen
 
 # Streams of the per-step key. Each use of randomness has its own, so that adding one leaves the others as they were.
@@ -159,7 +161,7 @@ def make_updates(
     """
     options.check_options(model, method, optimizer, inner_steps, outer_steps)
     check_average(average)
-    context = Context(model, optax.with_extra_args_support(optimizer))
+    context = Context(model, optimizers.with_extras(optimizer))
     if fold_axis is not None:
         context = context._replace(share=partial(jax.lax.pmean, axis_name=fold_axis))
     draws = (draw_inner, draw_outer)
@@ -229,7 +231,7 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
     checks.key("init", key)
     mask = trained_mask(plan.context.model, params)
     checked_mask("TaskModel(trunk=)", params, plan.context.model.trunk)  # also for methods that do not look at it
-    _check_params(trained(mask, params))
+    check_params(trained(mask, params), model_state)
     # Copies: the step donates its state, and the caller's arrays are not ours to give away. Strong types: a state that
     # changed type after the first step would compile the step twice.
     params, model_state = jax.tree.map(_own, (params, model_state))
@@ -247,15 +249,21 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
     state = TrainState(jnp.zeros((), jnp.int32), key, params, opt_state, model_state, averaged=averaged)
     plan, seen = _bound(plan, state)
     batch = _pick(plan, batch, 0, _draw_key(plan, key, _DRAW))
-    loss_shapes(plan.context, seen, batch, key)  # whatever the model returns is checked here, before any training
-    method = plan.method.init(plan.context, seen, batch, method_key)
+    shapes = loss_shapes(plan.context, seen, batch, key)  # whatever the model returns is checked here
+    check_missing_labels(plan.context, seen, batch, key)
+    tasks = dict.fromkeys(sorted(shapes.values), ())
+    state = state._replace(tasks=tasks)
+    method = plan.method.init(plan.context, seen._replace(tasks=tasks), batch, method_key)
     # Copies again: a donated state must not hold one array twice, as equal initial weights easily do.
     copies = jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), (opt_state, method, averaged))
     return _whole(plan, state._replace(opt_state=copies[0], method=copies[1], averaged=copies[2]))
 
 
-def _bound(plan, state):
-    """The plan with what the model and the draws name of this state, and the state without its frozen leaves."""
+def _bound(plan, state, *, others=False):
+    """The plan with what the model and the draws name of this state, and the state without its frozen leaves.
+
+    `others` lets the model return further tasks than the run has.
+    """
     draws = {"draw_inner": plan.draw_inner, "draw_outer": plan.draw_outer}
     extras = {"step": state.step, "run_key": state.key}
     if plan.fold_axis is not None:
@@ -263,12 +271,14 @@ def _bound(plan, state):
     given = {
         name: draw and (lambda data, key, draw=draw: call(draw, data, key, **extras)) for name, draw in draws.items()
     }
-    model, state = without_frozen(_bound_model(plan.context.model, state), state)
+    model, state = without_frozen(_bound_model(plan.context.model, state, others), state)
     return plan._replace(context=plan.context._replace(model=model), **given), state
 
 
-def _bound_model(model, state):
-    """The model with the averaged params, in the dtypes of the params and held fixed, and the step it names."""
+def _bound_model(model, state, others):
+    """The model with all tasks of the run, and with what it names: the averaged params, held fixed, and the step."""
+    if state.tasks:
+        model = with_tasks(model, state.tasks, others=others or not jax.tree.leaves(state.method))
     averaged = None
     if jax.tree.leaves(state.averaged):
         averaged = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), state.averaged, state.params)
@@ -343,7 +353,7 @@ def _inner_update(plan, before, inner_batch, index):
 
 
 def _outer_update(plan, before, inner_batch, outer_batch, index):
-    plan, state = _bound(plan, before)
+    plan, state = _bound(plan, before, others=True)
     key = jax.random.fold_in(state.key, state.step)
     if plan.outer_steps > 1:
         key = jax.random.fold_in(key, _OUTER + 1 + index)  # the step counter stands still between outer updates
@@ -381,15 +391,6 @@ def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, 
     checks.key("task_weights", key)
     if method.weights is None:
         raise ValueError("task_weights: this method weighs no tasks or examples (its `weights` is None).")
-    model, state = without_frozen(_bound_model(model, state), state)
+    model, state = without_frozen(_bound_model(model, state, others=False), state)
     context = Context(model, optax.with_extra_args_support(optax.identity()))
     return method.weights(context, state, batch, key)
-
-
-def _check_params(params) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"init(params=): the leaf {jax.tree_util.keystr(path)} has dtype {jnp.result_type(leaf)}; params are "
-                "what gradients update, so floating arrays. Put counters and statistics into model_state."
-            )

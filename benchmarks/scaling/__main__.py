@@ -19,7 +19,6 @@ Modelled (`benchmarks.scaling.model`): time of a step from these numbers and ven
 
 import argparse
 import json
-import pathlib
 import sys
 from functools import partial
 
@@ -33,6 +32,7 @@ from auxjax.training.parallel import data_mesh, shard_batch
 from benchmarks.scaling import collectives
 from benchmarks.scaling.cases import ROWS, Case, Row, Sizes, make_case
 from benchmarks.shared.machine import describe_machine
+from benchmarks.shared.paths import home_path
 from experiments import cli
 from experiments.reporting import terminal
 
@@ -220,11 +220,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--out", metavar="DIR", type=pathlib.Path, help="put scaling.json, tables in Markdown and plots here")
+    add("--out", metavar="DIR", type=home_path, help="put scaling.json, tables in Markdown and plots here")
     add("--methods", type=rows_of, default=list(ROWS), metavar="M,M,...", help="these and stl only (default: all)")
-    add(
-        "--from", dest="source", metavar="FILE", type=pathlib.Path, help="read an earlier scaling.json, measure nothing"
-    )
+    add("--from", dest="source", metavar="FILE", type=home_path, help="read an earlier scaling.json, measure nothing")
     return parser.parse_args(arguments)
 
 

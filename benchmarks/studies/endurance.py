@@ -32,6 +32,7 @@ from rich.table import Table
 
 from auxjax.training.checkpoint import arrays
 from benchmarks.shared.machine import describe_machine
+from benchmarks.shared.paths import home_path
 from experiments import cli
 from experiments.reporting import terminal
 from experiments.runtime import interruption
@@ -354,7 +355,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--jobs", type=int, default=2, metavar="N", help="runs that are killed side by side (default 2)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the moments (default 0)")
-    parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="write all numbers to this JSON file")
+    parser.add_argument("--out", type=home_path, metavar="FILE", help="write all numbers to this JSON file")
     options = parser.parse_args(arguments)
     if min(options.kills, options.preemptions) < 0 or options.jobs < 1:
         parser.error("--kills and --preemptions must be at least 0, --jobs at least 1")

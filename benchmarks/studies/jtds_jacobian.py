@@ -34,6 +34,7 @@ from jax.flatten_util import ravel_pytree
 import auxjax
 from auxjax import BilevelProblem, dense, implicit, neumann, one_step
 from auxjax.tasks.rotation import rotate_batch
+from benchmarks.shared.paths import home_path
 from experiments.data import digits
 from experiments.evaluation.statistics import mean_and_interval
 
@@ -351,7 +352,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--outer-rate", type=float, default=1e-2, help="Adam's rate for phi (default 0.01)")
     parser.add_argument("--key", type=int, default=0, help="seed of phi's initial values (default 0)")
     parser.add_argument("--check", type=int, metavar="SEED", help="seed to check against differences (default none)")
-    parser.add_argument("--out", metavar="FILE", help="also write everything to this JSON file")
+    parser.add_argument("--out", type=home_path, metavar="FILE", help="also write everything to this JSON file")
     options = parser.parse_args(arguments)
     for name, least in (("hidden", 0), ("train", 10), ("dev", 10), ("steps", 0)):
         if getattr(options, name) < least:

@@ -25,7 +25,6 @@ would take minutes (--equations), and, on the convolutional network, methods tha
 
 import argparse
 import json
-import pathlib
 import time
 from functools import partial
 
@@ -37,6 +36,7 @@ import optax
 import auxjax
 from auxjax.methods import Context
 from benchmarks.shared.machine import describe_machine
+from benchmarks.shared.paths import home_path
 from benchmarks.shared.timing import median_interval
 from benchmarks.train_step.cases import MODELS, REFERENCES, ROWS, TASKS, Case, Row, default_rows, make_case
 from experiments.reporting import terminal
@@ -284,12 +284,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="seed of data and parameters (default 0)")
     add(
         "--json",
-        type=pathlib.Path,
+        type=home_path,
         metavar="FILE",
         help="also write all numbers, versions and hardware to this file, after every K; those it has are not measured "
         "again, so that a run that was stopped resumes",
     )
-    add("--out", metavar="DIR", type=pathlib.Path, help="also put a plot and tables in Markdown here")
+    add("--out", metavar="DIR", type=home_path, help="also put a plot and tables in Markdown here")
     options = parser.parse_args(arguments)
     for name in ("repeats", "inner_steps", "equations", "batch", "inputs", "image"):
         if getattr(options, name) < 1:

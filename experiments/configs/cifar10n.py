@@ -7,8 +7,8 @@
 `--data-dir` holds CIFAR-10 and the labels (see docs/data.md). 10,000 training images with the labels of `noise_kind`
 (aggregate, worse, random1, random2 or random3), 200 dev and 2,000 validation images with CIFAR-10's own, cut anew for
 every seed; the official test set. A three-layer convolutional network with BatchNorm, 19 epochs, crops and mirror
-images. `corrupted_auroc` says how well a method's weights tell right labels from wrong ones; 0.5 is chance, and all
-that methods with one weight per task can have.
+images. `corrupted_auroc` says how well a method's weights tell right labels from wrong ones; 0.5 is chance. Methods
+with one weight per task have none.
 
 A run takes 3 minutes of processor time with stl, equal and uncertainty and 6 to 7 with jtds and cosine_similarity,
 which two idle CPU cores share.

@@ -14,6 +14,8 @@ from auxjax.training.checkpoint import open_checkpoints, save
 from experiments.runtime import interruption, processes, records
 from experiments.training.resuming import resume
 
+_SHOWN_EVERY = 0.25  # seconds
+
 
 class Work(NamedTuple):
     """What the loop does not know of a run: what a step is, and what is worth writing down.
@@ -45,7 +47,7 @@ def run(work: Work, settings, directory, description, provenance, checkpointed, 
       checkpointed: `{"state": ..., "best": ...}` of a run that begins.
       note: the rest of what a checkpoint holds, plain values; `lines` counts those of the log.
       started: `time.perf_counter()` before the data were read.
-      on_step: called with the step number at every logged step.
+      on_step: called with the step number at every logged step, and a few times a second in between.
 
     Raises:
       ValueError: the folder is another run's, or another process works on it.
@@ -61,6 +63,7 @@ def run(work: Work, settings, directory, description, provenance, checkpointed, 
         checkpointed, note = resume(manager, directory, checkpointed, note)
         step = int(np.ravel(jax.device_get(checkpointed["state"].step))[0])
         on_step(step)
+        shown = time.perf_counter()
         if interruption.preemption_requested(step // settings.inner_steps):
             raise interruption.Preempted(step)
         batches = work.feed(step // settings.inner_steps)
@@ -75,7 +78,9 @@ def run(work: Work, settings, directory, description, provenance, checkpointed, 
                 metrics = work.check(checkpointed["state"], metrics, note, step)
             if log:
                 work.log(checkpointed, note, step, metrics)
+            if log or time.perf_counter() - shown > _SHOWN_EVERY:
                 on_step(step)
+                shown = time.perf_counter()
             if keep:
                 _save(manager, directory, step, checkpointed, note)
             if stop:

@@ -168,7 +168,8 @@ def train(
       data_dir: where the data set lies, for configs that need one.
       mesh: a device mesh over which every batch is split, see `auxjax.training.parallel`; it is not part of the run's
         identity: a run may resume with another. With several processes, `directory` is one folder that all of them see.
-      on_step: called with the number of updates done, in both runs of a refit together, at every logged step.
+      on_step: called with the number of updates done, in both runs of a refit together, at every logged step,
+        and a few times a second in between.
 
     Raises:
       ValueError: anything wrong with the names, the settings, the data or the folder, before training starts.
@@ -378,10 +379,13 @@ def _finish(directory, prepared: Prepared, mesh, further: dict, checkpointed, no
 
 
 def told_apart(weights: dict[str, np.ndarray], experiment: Experiment, data: Data) -> dict[str, float]:
-    """`{"corrupted_auroc": ...}`: how well the primary weights tell wrong labels, where some are known to be wrong."""
+    """`{"corrupted_auroc": ...}`: how well the primary weights tell wrong labels, where some are known to be wrong.
+
+    Nothing of a method that gives all examples the same weight: it says nothing of them.
+    """
     corrupted = sources.corrupted(experiment, data)
     of_primary = weights.get(experiment.model.primary)
-    if corrupted is None or of_primary is None or corrupted.all() or not corrupted.any():
+    if corrupted is None or of_primary is None or corrupted.all() or not corrupted.any() or np.ptp(of_primary) == 0:
         return {}
     return {"corrupted_auroc": auroc(of_primary, ~corrupted)}
 

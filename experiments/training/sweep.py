@@ -55,7 +55,7 @@ def train(sweep: grid.Sweep, directory, *, data_dir=None, mesh=None, on_step=lam
       directory: its folder.
       data_dir: where the data set lies, for configs that need one.
       mesh: a device mesh over which the runs are split; not part of what the sweep is, which may resume with another.
-      on_step: called with the step number at every logged step.
+      on_step: called with the step number at every logged step, and a few times a second in between.
 
     Raises:
       ValueError: anything wrong with the names, the settings, the data, the devices or the folder, before training.

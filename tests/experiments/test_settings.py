@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import pathlib
 
 import pytest
 
+from experiments import cli
 from experiments.settings import RunSettings, check_settings, setting
 
 
@@ -44,3 +46,10 @@ def test_defaults_and_values_on_the_bounds_pass():
 def test_values_out_of_bounds_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         check_settings(Settings(**changes))
+
+
+def test_a_path_may_begin_with_the_home_folder():
+    """The shell leaves `~` alone behind `=`."""
+    found = cli.parser("run", "A command.").parse_args(["digits_noise", "--out=~/x", "--data-dir=~/data"])
+    assert found.out == pathlib.Path.home() / "x"
+    assert found.data_dir == str(pathlib.Path.home() / "data")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxjax.formulas.losses import masked_mean, masked_means, weighted_loss
+from auxjax.formulas.losses import known_targets, masked_mean, masked_means, weighted_loss
 
 LOSSES = {"a": jnp.array([1.0, 2.0, 4.0]), "b": jnp.array([3.0, 5.0])}
 
@@ -165,3 +165,39 @@ def test_mistakes_are_named(error, pieces, arguments):
         weighted_loss(losses, weights, masks=masks)
     for piece in ["weighted_loss", *pieces]:
         assert piece in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "clean", "known"),
+    [
+        ([1.0, np.nan, 3.0], {}, [1.0, 0.0, 3.0], [True, False, True]),
+        ([1.0, np.nan, np.inf], {"fill": 0.5}, [1.0, 0.5, np.inf], [True, False, True]),
+        ([[1.0, np.nan], [2.0, 3.0]], {}, [[1.0, 0.0], [2.0, 3.0]], [False, True]),
+        (np.array([2, -1, 0]), {"missing": -1}, [2, 0, 0], [True, False, True]),
+        ([7.0, 999.0], {"missing": 999, "fill": 1}, [7.0, 1.0], [True, False]),
+        (np.zeros((0, 2)), {}, np.zeros((0, 2)), []),
+    ],
+)
+def test_known_targets(targets, options, clean, known):
+    found, mask = known_targets(targets, **options)
+    assert found.dtype == jnp.asarray(targets).dtype
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(found, clean)
+    np.testing.assert_array_equal(mask, known)
+
+
+def test_known_targets_keep_a_gradient_finite_where_a_mask_alone_does_not():
+    targets = jnp.array([1.0, jnp.nan, 3.0])
+
+    def loss(output, targets, mask):
+        return weighted_loss({"a": (output - targets) ** 2}, {"a": 1.0}, masks={"a": mask})
+
+    assert jnp.isnan(jax.grad(loss)(2.5, targets, ~jnp.isnan(targets)))
+    np.testing.assert_allclose(jax.grad(loss)(2.5, *known_targets(targets)), (3.0 - 1.0) / 2, rtol=1e-15)
+
+
+def test_known_targets_messages():
+    with pytest.raises(TypeError, match=r"known_targets\(targets=\): int64 has no NaN.*missing=-1"):
+        known_targets(np.array([0, -1]))
+    with pytest.raises(ValueError, match=r"known_targets\(targets=\): expected \[n\]"):
+        known_targets(jnp.nan)

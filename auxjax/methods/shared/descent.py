@@ -12,7 +12,7 @@ from auxjax.interface import Context, Scalar, TaskLosses, TrainState
 from auxjax.methods.shared import evaluation
 
 
-def descend(context: Context, state: TrainState, grads, model_state) -> TrainState:
+def descend(context: Context, state: TrainState, grads, model_state, *, value=None, loss=None) -> TrainState:
     """One update of the inner optimiser: `params + optimizer.update(reduce(grads))`.
 
     Args:
@@ -20,10 +20,40 @@ def descend(context: Context, state: TrainState, grads, model_state) -> TrainSta
       state: training state; its params and optimiser state change.
       grads: pytree like `state.params`, a gradient or any other update field.
       model_state: the model's new state.
+      value: scalar, the loss that `grads` come from, for optimisers that ask for it (`optax.polyak_sgd`,
+        `optax.contrib.reduce_on_plateau`).
+      loss: `params -> scalar`, the same as a function, for those that search along a line.
     """
-    updates, opt_state = context.optimizer.update(context.reduce(grads), state.opt_state, state.params)
+    grads, extras = context.reduce(grads), {}
+    if value is not None:
+        extras = {"value": context.reduce(value), "grad": grads}
+    if loss is not None:
+        extras["value_fn"] = lambda params: context.reduce(loss(params))
+    updates, opt_state = context.optimizer.update(grads, state.opt_state, state.params, **extras)
     params = optax.apply_updates(state.params, updates)
     return state._replace(params=params, opt_state=opt_state, model_state=model_state)
+
+
+def descend_weighted(context: Context, state: TrainState, grads, out: TaskLosses, weights, batch, key) -> TrainState:
+    """`descend`, with the weighted loss as the value that an optimiser may ask for; the weights are held fixed.
+
+    Args:
+      context: model, optimiser and reduction.
+      state: training state.
+      grads: pytree like `state.params`.
+      out: the losses that they come from.
+      weights: `{task: scalar or [n_task]}`.
+      batch: what `out` was evaluated on.
+      key: and the key.
+    """
+
+    def value_of(out):
+        return weighted_loss(out.values, jax.lax.stop_gradient(weights), masks=out.masks)
+
+    def loss(params):
+        return value_of(evaluation.evaluate(context.model, params, state.model_state, batch, key))
+
+    return descend(context, state, grads, out.state, value=value_of(out), loss=loss)
 
 
 def weighted_gradient(context: Context, state: TrainState, batch, key, weights_of):
@@ -51,13 +81,14 @@ def weighted_gradient(context: Context, state: TrainState, batch, key, weights_o
 
 
 def weighted_update(context: Context, state: TrainState, batch, key, weights_of):
-    """One inner update on a weighted sum of losses: `weighted_gradient`, then `descend`.
+    """One inner update on a weighted sum of losses: `weighted_gradient`, then `descend_weighted`.
 
     Returns:
       `(state, metrics)`.
     """
     grads, out, weights = weighted_gradient(context, state, batch, key, weights_of)
-    return descend(context, state, grads, out.state), loss_metrics(out, weights)
+    new = descend_weighted(context, state, grads, out, weights, batch, key)
+    return new, loss_metrics(out, weights)
 
 
 def weighted_by(weights_of) -> Callable:
@@ -70,27 +101,24 @@ def weighted_by(weights_of) -> Callable:
 
 
 def loss_metrics(out: TaskLosses, weights: Mapping[str, Scalar]) -> dict[str, jax.Array]:
-    """`loss/<task>` and `weight/<task>`: means over the labelled examples; a task without a weight has weight 0."""
+    """`loss/<task>` and `weight/<task>`: means over the labelled examples; a task without a weight has weight 0.
+
+    Of a task with a mask, `labelled/<task>` is the share of examples that have a label. Where it is 0 the loss is 0,
+    for there is none, and so is a weight per example; a weight of the whole task is what it is.
+    """
     tasks = sorted(out.values)
     means = masked_means(evaluation.constant_weights(weights, out), out.masks)
-    losses = {
+    found = {
         f"loss/{task}": value for task, value in evaluation.by_task(tasks, evaluation.mean_losses(out, tasks)).items()
     }
-    return losses | {f"weight/{task}": value for task, value in evaluation.by_task(tuple(out.values), means).items()}
+    for task, mean in evaluation.by_task(tuple(out.values), means).items():
+        whole = jnp.ndim(weights.get(task, 0.0)) == 0
+        found[f"weight/{task}"] = jnp.asarray(weights.get(task, 0.0), mean.dtype) if whole else mean
+        if (mask := evaluation.mask_of(out, task)) is not None:
+            found[f"labelled/{task}"] = jnp.mean(mask, dtype=mean.dtype)
+    return found
 
 
 def apply_updates(weights: jax.Array, updates) -> jax.Array:
     """`optax.apply_updates` of one array, for which optax names the type of any pytree."""
     return cast(jax.Array, optax.apply_updates(weights, updates))
-
-
-def keep_unseen(seen: jax.Array, new, old):
-    """The state of an optimiser of `[tasks]` weights: `new` for tasks that were seen, `old` for the others.
-
-    Without it momentum would keep updating weights for which the batch has no labels.
-    """
-
-    def choose(after, before):
-        return jnp.where(seen, after, before) if jnp.shape(after) == seen.shape else after
-
-    return jax.tree.map(choose, new, old)

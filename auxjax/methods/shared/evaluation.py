@@ -31,6 +31,7 @@ def evaluate(model: TaskModel, params, model_state, batch, key) -> TaskLosses:
       ValueError: model state that the loss function does not take or does not return, no primary task, a loss that is
         not one number per example, masks that do not fit. (Features are checked by the methods that look at them.)
     """
+    params, model_state, key = fresh((params, model_state, key))
     if model_state is not None and not takes(model.losses, "state"):
         raise ValueError(
             "The run has model state, and TaskModel.losses does not take it. Add an argument of the name `state`, as "
@@ -54,6 +55,19 @@ def _check_state(new, old) -> None:
             "TaskModel.losses returned TaskLosses(state=), and the run has no model state. Give the first one to init: "
             "init(key, params, batch, model_state)."
         )
+
+
+def fresh(tree):
+    """The pytree for one more evaluation: all that a method makes of a batch have the same keys, and mean to.
+
+    Containers are new, for what a model writes into one (Flax NNX does) stays within one evaluation.
+    """
+
+    def again(leaf):
+        is_key = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.clone(leaf) if is_key else leaf
+
+    return jax.tree.map(again, tree)
 
 
 def _check_losses(out, primary: str) -> None:

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from auxjax.interface import TaskLosses
 
 
-def rows_of(where: str, ids: Callable, batch, sizes: Mapping[str, int]) -> dict[str, jax.Array]:
+def rows_of(
+    where: str, ids: Callable, batch, sizes: Mapping[str, int], primary: str | None = None
+) -> dict[str, jax.Array]:
     """`{task: int [n_task]}`: the rows of a batch's examples, `sizes[task]` for a negative id, which is no example.
 
     Args:
@@ -17,11 +19,15 @@ def rows_of(where: str, ids: Callable, batch, sizes: Mapping[str, int]) -> dict[
       ids: the option: `batch -> int [n]`, or `{task: int [n_task]}`.
       batch: any pytree.
       sizes: `{task: rows of its table}`, of the tasks that have one.
+      primary: a task without ids is absent from the batch, and has as many rows that are none as this task has; `None`
+        for a batch in which none is absent.
 
     Raises:
       ValueError: no ids for one of the tasks.
     """
     found = ids(batch)
+    if isinstance(found, Mapping) and primary in found:
+        found = {**{task: jnp.full(jnp.shape(found[primary]), -1) for task in sizes}, **found}
     if isinstance(found, Mapping) and set(sizes) - set(found):
         missing = min(set(sizes) - set(found))
         raise ValueError(f"{where}(ids=) gives no ids for task {missing!r}; it gives some for {sorted(found)}.")

@@ -88,7 +88,9 @@ def descend_on(context, state, batch, key, labelling: Labelling, weight: float):
         return joint.total, joint
 
     grads, joint = jax.grad(loss, has_aux=True)(state.params)
-    return descent.descend(context, state, grads, joint.out.state), metrics_of(context, joint, labelling, weight)
+    options = {"value": joint.total, "loss": lambda params: loss(params)[0]}
+    new = descent.descend(context, state, grads, joint.out.state, **options)
+    return new, metrics_of(context, joint, labelling, weight)
 
 
 def metrics_of(context, joint: JointLoss, labelling: Labelling, weight: float) -> dict[str, jax.Array]:
@@ -170,4 +172,5 @@ def _label_losses(model: TaskModel, out, params, model_state, batch, key, labels
     if out.label_losses is not None:
         return jnp.sum(labels * out.label_losses, axis=-1)
     assert model.soft_label_loss is not None  # `check_model` asks for one of the two
+    key, model_state = evaluation.fresh((key, model_state))
     return call(model.soft_label_loss, params, batch, labels, key, state=model_state)

@@ -11,15 +11,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from auxjax._internal import checks, roles
+from auxjax._internal import checks, optimizers, roles
 from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import BilevelProblem, implicit
 from auxjax.hypergrad.amortised import Amortised, warm_started
 from auxjax.hypergrad.problem import Estimator
 from auxjax.interface import Context, TrainState, no_reduction
-from auxjax.methods.shared import evaluation
+from auxjax.methods.shared import absent_tasks, evaluation
 from auxjax.solvers import neumann
 
 _NOT_LOGGED = ("solution", "outer_loss", "aux")  # fields of HypergradInfo that are not logged
@@ -111,6 +113,7 @@ def update_outer(
     *,
     share: Callable = no_reduction,
     project: Callable = lambda meta: meta,
+    seen=None,
 ) -> tuple[OuterState, dict]:
     """One hypergradient and one update of the outer variables.
 
@@ -124,6 +127,8 @@ def update_outer(
       key: typed PRNG key.
       share: `Context.share`, applied to the hypergradient.
       project: applied to the outer variables after the update, to keep them where they are allowed to be.
+      seen: bools, a prefix of the outer variables, that broadcast to them: those of which the inner batch has nothing
+        stay as they are, with their part of the optimiser's state; `None` updates all.
 
     Returns:
       `(state, metrics)`: `outer_loss` and `hypergradient/<field of HypergradInfo>`.
@@ -134,13 +139,44 @@ def update_outer(
         gradient, info, carried = level.estimator.update(*point, state.hypergradient, key=key)
     else:
         gradient, info = level.estimator(*point, key=key)
-    updates, opt_state = level.optimizer.update(share(gradient), state.opt_state, state.meta)
+    optimizer, value = optimizers.with_extras(level.optimizer), share(info.outer_loss)
+    updates, opt_state = optimizer.update(share(gradient), state.opt_state, state.meta, value=value)
     meta = project(optax.apply_updates(state.meta, updates))
+    if seen is not None:
+        spread = lambda flag, part: jax.tree.map(lambda leaf: jnp.broadcast_to(flag, jnp.shape(leaf)), part)  # noqa: E731
+        seen = jax.tree.map(spread, seen, state.meta)
+        meta = absent_tasks.keep_unseen(seen, meta, state.meta)
+        opt_state = absent_tasks.keep_unseen(seen, opt_state, state.opt_state)
     metrics = {
         "outer_loss": info.outer_loss,
         **{f"hypergradient/{name}": getattr(info, name) for name in info._fields if name not in _NOT_LOGGED},
     }
     return OuterState(meta, opt_state, carried), metrics
+
+
+def look_ahead_optimizer(method: str, context: Context, state: TrainState, *, differentiated: bool = True):
+    """The inner optimiser for a step ahead, and its state: what is inside of `optax.MultiSteps`, which itself waits.
+
+    Args:
+      method: the method's name, for messages.
+      context: its optimiser.
+      state: and that one's state.
+      differentiated: whether the step is differentiated in the gradient, for optimisers that need nothing else.
+
+    Raises:
+      TypeError: an optimiser that needs more.
+      ValueError: one that accumulates gradients further inside.
+    """
+    optimizer, opt_state = optimizers.without_accumulation(context.optimizer, state.opt_state)
+    if optimizers.accumulates(opt_state):
+        raise ValueError(
+            f"{method}: make_step(optimizer=) adds up gradients over several updates and moves nothing in between, so "
+            "that a step ahead tells nothing. Expected optax.MultiSteps around the whole optimiser, not inside of it."
+        )
+    if differentiated:
+        where = f"{method} looks a step ahead: make_step(optimizer=)"
+        optimizers.check_needs_gradients_alone(where, optimizer, opt_state, state.params)
+    return optimizer, opt_state
 
 
 def outer_step(level: OuterLevel, problem: BilevelProblem, state: TrainState, inner_batch, outer_batch, key, **options):

@@ -23,6 +23,7 @@ import rich.table
 
 from benchmarks.hypergradients import peers, problems
 from benchmarks.hypergradients.peers import defects, dense, torch_losses
+from benchmarks.shared.paths import home_path
 
 TWINS = 1e-10
 PROBLEMS = ("ridge", "quadratics", "hypercleaning-small")
@@ -70,7 +71,7 @@ class Row(NamedTuple):
 def main() -> int:
     """Runs all parts, prints the tables, returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--cache", default=problems.CACHE, help="folder of the built problems")
+    parser.add_argument("--cache", type=home_path, default=problems.CACHE, help="folder of the built problems")
     parser.add_argument("--seed", type=int, default=0, help="of the problems")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # the libraries' own, about what they will do in the future

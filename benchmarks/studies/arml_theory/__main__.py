@@ -41,6 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
+from benchmarks.shared.paths import home_path
 from benchmarks.studies.arml_theory import gaussian, plots
 from benchmarks.studies.arml_theory.runs import COUNT, MODES, RHO, make_replica, run_arml
 from experiments.evaluation.statistics import mean_and_interval
@@ -239,7 +240,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--rate", type=float, default=0.05, help="of the weights, times the Gram matrix's largest eigenvalue")
     add("--key", type=int, default=0, help="seed of noise and batches (default 0)")
     add("--quick", action="store_true", help="seeds 0,1, dimensions 2,8, 4 and 64 examples, 300 steps")
-    add("--out", type=pathlib.Path, default=pathlib.Path("out/arml_theory"), help="folder (default out/arml_theory)")
+    add("--out", type=home_path, default=pathlib.Path("out/arml_theory"), help="folder (default out/arml_theory)")
     options = parser.parse_args(arguments)
     usual = {"seeds": (0, 1), "dims": (2, 8), "primary": (4, 64), "steps": 300} if options.quick else {}
     usual = {

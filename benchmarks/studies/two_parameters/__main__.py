@@ -28,7 +28,6 @@ Asymmetric Bargaining Game, ICML, section 4; that the tasks share their inputs a
 
 import argparse
 import json
-import pathlib
 from functools import partial
 from typing import NamedTuple
 
@@ -39,6 +38,7 @@ import optax
 from rich.table import Table
 
 import auxjax
+from benchmarks.shared.paths import home_path
 from benchmarks.studies.two_parameters import plots
 from experiments.evaluation.statistics import mean_and_interval
 from experiments.reporting import terminal
@@ -347,7 +347,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=256, help="points of a batch (default 256)")
     parser.add_argument("--outer-every", type=int, default=1, help="inner updates per outer update (default 1)")
     parser.add_argument("--harmful-tasks", type=int, default=1, metavar="N", help="that agree (default 1)")
-    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder of the JSON file and the plots")
+    parser.add_argument("--out", type=home_path, metavar="DIR", help="folder of the JSON file and the plots")
     options = parser.parse_args(arguments)
     for name, allowed in (("methods", known), ("starts", STARTS)):
         unknown = [value for value in getattr(options, name) if value not in allowed]

@@ -251,7 +251,7 @@ def test_a_short_run_of_the_config(archive, tmp_path, method):
         assert call(*command) == 0
     result, log = read(out)
     assert [line["step"] for line in log] == [2, 4]
-    assert (result["corrupted_auroc"] == 0.5) == (method == "equal")  # equal weights tell nothing
+    assert ("corrupted_auroc" in result) == (method == "jtds")  # equal weights tell nothing
     with np.load(out / "weights.npz") as saved:
         wrong = people()["random_label2"] != people()["clean_label"]
         np.testing.assert_array_equal(saved["corrupted"], wrong[saved["example_id"]])

@@ -14,7 +14,7 @@ from experiments.data import pools
 from experiments.evaluation.evaluators import Trained
 from experiments.methods import labels
 from experiments.settings import check_settings
-from experiments.training import judging, single
+from experiments.training import judging, loop, single
 from tests.helpers.commands import TINY, read
 
 pytestmark = pytest.mark.usefixtures("single_precision")
@@ -47,6 +47,16 @@ def test_nothing_compiles_after_the_first_steps_nor_for_other_seeds(tmp_path, ca
     assert second == first
     assert single.compiled.cache_info().misses == 1
     assert single.compiled.cache_info().hits == 1
+
+
+@pytest.mark.slow
+def test_progress_is_reported_between_the_lines_of_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_SHOWN_EVERY", 0.0)
+    steps = []
+    result = single.train("digits_noise", SETTINGS, "equal", 0, tmp_path, on_step=steps.append)
+    assert steps[:3] == [0, 10, 20]
+    assert steps[-1] == 40
+    assert "corrupted_auroc" not in result  # all examples have one weight, which tells nothing of them
 
 
 @pytest.mark.slow
