@@ -39,7 +39,7 @@ def test_public_names_are_there_and_documented():
 
 def test_wheel_metadata_comes_from_the_requirements_file():
     requirements = (ROOT / "requirements.txt").read_text().split()
-    for package in ("jax", "flax", "optax", "jaxopt", "orbax-checkpoint"):
+    for package in ("jax", "flax", "optax", "jaxopt", "tensorflow-datasets", "chex", "orbax-checkpoint"):
         assert any(line.startswith(f"{package}>=") for line in requirements), package
     assert "install_requires = file: requirements.txt" in (ROOT / "setup.cfg").read_text()
 
