@@ -14,7 +14,8 @@ Nothing about a run lives outside its `TrainState` (no global counter, no hidden
 state is a checkpoint of the run, and `vmap` over states is a sweep over runs.
 
 Metrics have common names: `loss/<task>` and `weight/<task>` (means over the labelled examples of the batch),
-`outer_loss`, `hypergradient/<field of HypergradInfo>`.
+`outer_loss`, `hypergradient/<field of HypergradInfo>`, `skipped` (what was not finite and so left out of the method's
+state: losses, products, or 1 for an update).
 """
 
 import inspect

@@ -98,7 +98,9 @@ def auxinash(
         if refresh == "inner":
             method = state.method
             gram = gram_of(context, state, batch, key, method.weights.dtype)
-            state = state._replace(method=method._replace(weights=bargaining_weights(gram, method.outer.meta)))
+            weights = bargaining_weights(gram, method.outer.meta)
+            weights = jnp.where(jnp.isfinite(weights), weights, method.weights)
+            state = state._replace(method=method._replace(weights=weights))
         return descent.weighted_by(_weights_of)(context, state, batch, key)
 
     def outer(context, state, inner_batch, outer_batch, key):
@@ -116,7 +118,8 @@ def auxinash(
         metrics |= {f"power/{task}": power for task, power in _named(context, outer.meta, out).items()}
         # Used until the next outer update, so not those of a task that this batch has no label of, which are 0.
         seen = evaluation.labelled_in_batch(context, state, inner_batch, key)
-        weights = jnp.where(seen, bargaining_weights(gram, outer.meta), previous.weights)
+        weights = bargaining_weights(gram, outer.meta)
+        weights = jnp.where(seen & jnp.isfinite(weights), weights, previous.weights)
         return state._replace(method=AuxinashState(outer, weights)), metrics
 
     return Method(init, inner, outer, evaluation.reported(_weights_of), shared=_shared)

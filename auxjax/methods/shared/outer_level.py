@@ -11,8 +11,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import optax
 
+from auxjax._internal import tree_math
 from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import BilevelProblem, implicit
 from auxjax.hypergrad.amortised import Amortised, warm_started
@@ -126,7 +128,8 @@ def update_outer(
       project: applied to the outer variables after the update, to keep them where they are allowed to be.
 
     Returns:
-      `(state, metrics)`: `outer_loss` and `hypergradient/<field of HypergradInfo>`.
+      `(state, metrics)`: `outer_loss`, `hypergradient/<field of HypergradInfo>`, and `skipped`, 1 where the
+      hypergradient is not finite and the state stays as it is.
     """
     point = (problem, params, state.meta, inner_batch, outer_batch)
     carried = ()
@@ -134,12 +137,18 @@ def update_outer(
         gradient, info, carried = level.estimator.update(*point, state.hypergradient, key=key)
     else:
         gradient, info = level.estimator(*point, key=key)
-    updates, opt_state = level.optimizer.update(share(gradient), state.opt_state, state.meta)
+    whole = share(gradient)
+    updates, opt_state = level.optimizer.update(whole, state.opt_state, state.meta)
     meta = project(optax.apply_updates(state.meta, updates))
     metrics = {
         "outer_loss": info.outer_loss,
         **{f"hypergradient/{name}": getattr(info, name) for name in info._fields if name not in _NOT_LOGGED},
     }
+    # What is not finite would stay in the variables, in momentum and in the next start for ever.
+    finite = tree_math.all_finite(whole)
+    metrics["skipped"] = (~finite).astype(jnp.float32)
+    meta, opt_state = tree_math.select(finite, (meta, opt_state), (state.meta, state.opt_state))
+    carried = tree_math.select(tree_math.all_finite(gradient), carried, state.hypergradient)
     return OuterState(meta, opt_state, carried), metrics
 
 
