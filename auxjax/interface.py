@@ -15,7 +15,8 @@ state is a checkpoint of the run, and `vmap` over states is a sweep over runs.
 
 Metrics have common names: `loss/<task>` and `weight/<task>` (means over the labelled examples of the batch),
 `labelled/<task>` (their share, of a task with a mask; 0 says that the loss beside it, 0, is that of no example),
-`outer_loss`, `hypergradient/<field of HypergradInfo>`.
+`outer_loss`, `hypergradient/<field of HypergradInfo>`, `skipped` (what was not finite and so left out of the method's
+state: losses, products, or 1 for an update).
 """
 
 import inspect

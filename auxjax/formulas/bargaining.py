@@ -16,14 +16,16 @@ _STEPS = 30  # of Newton's method; some 10 reach rounding error
 _HALVINGS = 12
 
 
-def bargaining_weights(gram: jax.Array, powers: jax.Array, *, damping: float = 1e-6) -> jax.Array:
+def bargaining_weights(gram: jax.Array, powers: jax.Array, *, damping: float | None = None) -> jax.Array:
     """The weights that solve `G a = p / a`.
 
     Args:
       gram: `[K, K]`, inner products of the tasks' gradients.
       powers: `[K]`, p, all positive.
       damping: added to the diagonal of G after it has been scaled to 1. Where gradients oppose each other exactly, no
-        update helps all tasks and the weights would be infinite.
+        update helps all tasks and the weights would be infinite; with damping they are of the size 1 / sqrt(damping).
+        `None` for 1e-6, or 1,000 times the rounding error of the dtype where that is more (1.2e-4 in float32): with
+        less, the rounding of G would decide about these weights.
 
     Returns:
       `[K]`, a, positive; 0 for a task whose gradient is 0. Differentiable in both arguments, by the implicit function
@@ -42,6 +44,7 @@ def bargaining_weights(gram: jax.Array, powers: jax.Array, *, damping: float = 1
             f"bargaining_weights(gram{list(gram.shape)}, powers{list(powers.shape)}): expected [K, K] and [K]."
         )
     powers = powers.astype(gram.dtype)
+    damping = max(1e-6, 1e3 * float(jnp.finfo(gram.dtype).eps)) if damping is None else damping
     squares = jnp.diagonal(gram)
     silent = squares <= 0
     lengths = jnp.sqrt(jnp.where(silent, jnp.ones_like(squares), squares))

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal.precision import accumulation_dtype
-from auxjax.formulas.task_gradients import task_gradients
+from auxjax.formulas.task_gradients import squared_norms, task_gradients
 
 
 class ScoreMatching(NamedTuple):
@@ -90,6 +90,8 @@ def score_matching_value_and_gradient(
     trunk=None,
     reduce: Callable = lambda tree: tree,
     products: str = "forward",
+    normalise: bool = False,
+    chunk: int = 8,
 ) -> ScoreMatching:
     """The Fisher divergence, its gradient in the task weights, and the products behind it, at the cost of the latter.
 
@@ -104,16 +106,19 @@ def score_matching_value_and_gradient(
       reduce: pytree -> pytree, the mean over replicas that each see a part of the batch, applied to r and to the
         products with it; the identity everywhere but inside a pmapped step.
       products: "forward" or "reverse", as `task_gradients` has it.
+      normalise: divide every gradient, g_0 too, by its length, so that directions alone are compared; a gradient of 0
+        stays 0. Without it a task looks near to the primary one whose gradient is short.
+      chunk: gradients that are in memory at a time with `normalise`.
 
     Returns:
-      `ScoreMatching(divergence, gradient, products, losses)`.
+      `ScoreMatching(divergence, gradient, products, losses)`, with `normalise` those of the divided gradients.
 
     Raises:
       TypeError: `losses_fn` does not return floating point, or `trunk` is not made of bools.
       ValueError: `losses_fn` does not return `[K + 1]`, `weights` is not `[K]`, or `trunk` chooses nothing.
 
-    Cost: one reverse and one forward-mode pass, for any K. Held fixed: `params` (the gradient is the partial one in
-    the weights) and, in every g_k, the leaves outside of the trunk.
+    Cost: one reverse and one forward-mode pass, for any K; with `normalise` K + 1 reverse passes more. Held fixed:
+    `params` (the gradient is the partial one in the weights) and, in every g_k, the leaves outside of the trunk.
     Reference: Shi et al., ARML (NeurIPS 2020), section 3.2.
     """
     where = "score_matching_value_and_gradient"
@@ -125,8 +130,14 @@ def score_matching_value_and_gradient(
             f"{where}(losses_fn) returns {count} losses for {weights.shape[0]} weights; expected "
             f"{weights.shape[0] + 1}: the primary loss first, then one auxiliary loss per weight."
         )
-    residual = tasks.combine(jnp.concatenate([jnp.ones((1,), weights.dtype), -weights]))
+    mixture = jnp.concatenate([jnp.ones((1,), weights.dtype), -weights])
+    inverse_lengths = jnp.ones_like(mixture)
+    if normalise:
+        lengths = jnp.sqrt(squared_norms(tasks, chunk=chunk)).astype(weights.dtype)
+        inverse_lengths = jnp.where(lengths == 0, 0.0, 1.0 / jnp.where(lengths == 0, 1.0, lengths))  # NaN stays NaN
+    residual = tasks.combine(inverse_lengths * mixture)
     along = tasks.products(residual)
+    along = inverse_lengths.astype(along.dtype) * along
     dtype = accumulation_dtype(residual)
     squares = [jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in residual]
     divergence = jnp.sum(jnp.stack(squares))

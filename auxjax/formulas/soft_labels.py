@@ -74,7 +74,7 @@ def focal_losses(logits: jax.Array, *, gamma: float = 2.0) -> jax.Array:
 
     Args:
       logits: `[..., C]`.
-      gamma: 0 gives the cross-entropy; the literature's value is 2.
+      gamma: at least 0, which gives the cross-entropy; the literature's value is 2.
 
     Returns:
       `[..., C]`. The loss for a soft label y is `sum_c y_c` times this.
@@ -83,7 +83,10 @@ def focal_losses(logits: jax.Array, *, gamma: float = 2.0) -> jax.Array:
     if gamma == 0:
         return -log_p
     # 1 - p by expm1: with p near 1 the difference itself would round to 0, or below it.
-    return -((-jnp.expm1(log_p)) ** gamma) * log_p
+    rest = -jnp.expm1(log_p)
+    # Where p rounds to 1 the loss is 0, with all its derivatives in the logits. Those of the power are infinite there.
+    sure = rest == 0
+    return jnp.where(sure, jnp.zeros_like(rest), -(jnp.where(sure, jnp.ones_like(rest), rest) ** gamma) * log_p)
 
 
 def mean_label(labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -36,7 +36,8 @@ def finite_difference(
     `meta_grad = d_meta outer(params+, meta) - ||u|| (d_meta inner(after) - d_meta inner(before)) / (2 epsilon)`
 
     Args:
-      optimizer: a step size (a number or a scalar array), or an optax transformation, as in `one_step`.
+      optimizer: a step size (a number or a scalar array), or an optax transformation, as in `one_step`; but params
+        whose gradient is and was exactly 0 take no part where the optimiser has no derivative in floating point (Adam).
       epsilon: length of the displacement of `params`; the literature's 0.01 / ||v|| times v is a displacement of 0.01.
       opt_state: the optimiser's real state at `params`; `None` for a fresh one. It is held fixed.
       rtol: relative residual up to which `converged` is True.
@@ -69,7 +70,8 @@ def finite_difference(
         inner_step.check_arguments("finite_difference estimator", level, key, init)
         _check_precision(level.theta, epsilon)
         field = inner_step.field_values(problem, level, level.theta, level.meta, inner_batch)
-        outer, u = inner_step.look_ahead("finite_difference", problem, level, optimizer, opt_state, field, outer_batch)
+        point = ("finite_difference", problem, level, optimizer, opt_state, field, outer_batch)
+        outer, u = inner_step.look_ahead(*point, limits=False)
         curvature, through = _difference(problem, level, inner_batch, u, epsilon)
         system = base.make_system("finite_difference", lambda _: curvature, outer.v, None, None)
         # The report counts one product of its own, which here was a difference of gradients.

@@ -34,7 +34,7 @@ def one_step(
 
     Args:
       optimizer: a step size (a number or a scalar array), or an optax transformation, whose update is differentiated
-        in the gradient. Adam's has no derivative where a gradient is 0, unless `eps_root > 0`; that part is 0 then.
+        in the gradient; where a gradient is exactly 0, at its limit (for Adam, whose root has none, rate / eps).
       opt_state: the optimiser's real state at `params`, so that the look-ahead is the step that training would take;
         `None` for a fresh one. It is held fixed. To look ahead from the state of a training step, call the factory
         inside that step.

@@ -54,7 +54,7 @@ def unrolled(
     Args:
       num_steps: T, number of steps.
       optimizer: a step size (a number or a scalar array), or an optax transformation, differentiated in the gradient,
-        the state and `params`. Adam's derivative is NaN where a gradient is exactly 0, unless `eps_root > 0`.
+        the state and `params`; where a gradient is exactly 0, at the limit, as in `one_step`.
       opt_state: the optimiser's state at `params`; `None` for a fresh one. It is held fixed.
       mode: `"reverse"`, at a cost that does not depend on the size of `meta`, or `"forward"`, for few entries.
       truncate: differentiate the last `truncate` steps only; the steps before run without derivative, as if they did

@@ -211,6 +211,8 @@ def single_loop(
 
     `u <- u + step_size (v - J^T u)`,   `meta_grad = d_meta outer - u^T d_meta field`
 
+    The gradient is taken with the new u; the published algorithm, SOBA, takes it with the old one.
+
     For training loops that alternate one (or a few) inner updates with an outer one. The solution is behind by as much
     as the problem moves meanwhile: `relative_residual` says how far. A step that would make the residual on this batch
     larger is not taken.

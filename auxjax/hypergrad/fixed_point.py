@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxjax._internal.finite_slopes import finite_slopes
 from auxjax.hypergrad import inner_step
 from auxjax.hypergrad import problem as problems
 from auxjax.hypergrad.problem import BilevelProblem
@@ -51,8 +52,8 @@ def optimizer_field(
 
     Returns:
       A `BilevelProblem` in the same variables with `update_field=`, to be given to `implicit` with a solver for
-      matrices that are not symmetric. `neumann(T, step_size=1.0)` is then the derivative of the last T + 1 updates,
-      where the residual falls with every term (it keeps the sum with the smallest).
+      matrices that are not symmetric. `neumann(T, step_size=1.0, keep="all")` is then the derivative of the last T + 1
+      updates. Where a gradient is exactly 0, the optimiser's derivative is its limit, as in `one_step`.
 
     Raises:
       TypeError: not a problem; an optimiser that is none.
@@ -67,7 +68,7 @@ def optimizer_field(
     def field(params, meta, batch):
         level = problems.make_level("optimizer_field", problem, params, meta)
         theta, state = inner_step.start("optimizer_field", optimizer, opt_state, level.theta)
-        updates, _ = optimizer.update(_gradients(problem, level, batch), state, theta)
+        updates, _ = finite_slopes(optimizer.update)(_gradients(problem, level, batch), state, theta)
         update = level.merge(_negative(updates, theta))
         return (update, ()) if problem.has_aux else update
 
@@ -84,14 +85,14 @@ def optimizer_fixed_point(problem: BilevelProblem, optimizer: optax.GradientTran
 
     Args:
       problem: with an inner loss or an update field; its mask holds for the params.
-      optimizer: a step size, or an optax transformation. Adam's derivative is NaN where a gradient is exactly 0,
-        unless `eps_root > 0`.
+      optimizer: a step size, or an optax transformation. Where a gradient is exactly 0, its derivative is the limit, as
+        in `one_step`.
 
     Returns:
       A `BilevelProblem` with `update_field=`, whose `params` are an `OptimizerPoint`. The system is not symmetric and
-      (1 + number of moments) times as large; `gmres`, or `neumann(T, step_size=1.0)`, which is the derivative of the
-      last T + 1 updates of params and state, where the residual falls with every term. Hyper-parameters that are kept
-      in the state as floats (`optax.inject_hyperparams`) make it singular: use the optimiser without them.
+      (1 + number of moments) times as large; `gmres`, or `neumann(T, step_size=1.0, keep="all")`, which is the
+      derivative of the last T + 1 updates of params and state. Hyper-parameters that are kept in the state as floats
+      (`optax.inject_hyperparams`) make it singular: use the optimiser without them.
 
     Raises:
       TypeError: not a problem; an optimiser that is none; params that are not an `OptimizerPoint` (when it runs).
@@ -103,7 +104,7 @@ def optimizer_fixed_point(problem: BilevelProblem, optimizer: optax.GradientTran
         _check_point(point)
         level = problems.make_level("optimizer_fixed_point", problem, point.params, meta)
         theta, state = inner_step.start("optimizer_fixed_point", optimizer, point.opt_state, level.theta)
-        updates, new_state = optimizer.update(_gradients(problem, level, batch), state, theta)
+        updates, new_state = finite_slopes(optimizer.update)(_gradients(problem, level, batch), state, theta)
         still = jax.tree.map(_difference, state, new_state)
         update = OptimizerPoint(level.merge(_negative(updates, theta)), still)
         return (update, ()) if problem.has_aux else update

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from auxjax._internal import checks, optimizers, tree_math
+from auxjax._internal.finite_slopes import finite_slopes
 from auxjax.hypergrad import problem as problems
 
 
@@ -63,8 +64,12 @@ def start(where: str, optimizer: optax.GradientTransformation, opt_state, theta)
 
 
 def advance(optimizer: optax.GradientTransformation, theta, opt_state, gradients):
-    """The variables and the state after one step; dtypes stay, so that the step can be scanned."""
-    updates, new_state = optimizer.update(gradients, opt_state, theta)
+    """The variables and the state after one step; dtypes stay, so that the step can be scanned.
+
+    Differentiable also where a gradient is and was 0, behind a dead unit or of a class that is absent, so that Adam's
+    v = 0: the derivative of its update is rate / eps there.
+    """
+    updates, new_state = finite_slopes(optimizer.update)(gradients, opt_state, theta)
     return optax.apply_updates(theta, updates), _typed_like(new_state, opt_state)
 
 
@@ -75,18 +80,17 @@ def field_values(problem: problems.BilevelProblem, level: problems.Level, theta,
     return problems.update_field(problem, level, batch)(theta, meta)
 
 
-def look_ahead(where, problem, level, optimizer, opt_state, field, outer_batch):
+def look_ahead(where, problem, level, optimizer, opt_state, field, outer_batch, *, limits=True):
     """One step ahead: the outer gradients there, and the solution u that stands for the step.
 
     `u = -(dU/dg)^T v`, v the outer gradient in `params` at `theta + U(g)`; `u = step_size v` for a plain step
 
-    Adam's root has no derivative at 0, where a parameter stands that never had a gradient (one behind a dead unit), or
-    none whose square is above the smallest number of its dtype. Its entry of u is then taken as 0: the optimiser does
-    not move it, though an infinitely small gradient would make it. (So it is, too, with an optimiser that clips by the
-    global norm where all gradients are 0.)
-
     Args:
       field: the lower level's field at `level.theta`, not reduced yet.
+      limits: what an entry of u is whose gradient is 0, or has a square that is, and at which the optimiser has a root
+        without a derivative (Adam's, where v = 0). True: the limit, for Adam v rate / eps. False: 0, as the optimiser
+        does not move that param; for estimators that displace the params along u, where an entry 1 / eps times larger
+        than the others, on which the inner loss does not even depend, would leave nothing of them.
 
     Returns:
       `(outer, u)`: the `OuterValue` at the new variables, and u.
@@ -101,15 +105,22 @@ def look_ahead(where, problem, level, optimizer, opt_state, field, outer_batch):
             "that a step ahead has no derivative. Give the transformation that is inside (of optax.MultiSteps)."
         )
     field = level.reduce(field)
-    ahead, pull = jax.vjp(lambda g: advance(optimizer, theta, opt_state, g)[0], field)
-    outer = problems.outer_gradients(problem, level._replace(theta=ahead), outer_batch)
 
-    def without_dead(pulled, g, v):
+    def step(update):
+        return jax.vjp(lambda g: optax.apply_updates(theta, update(g, opt_state, theta)[0]), field)
+
+    ahead, pull = step(finite_slopes(optimizer.update))
+    outer = problems.outer_gradients(problem, level._replace(theta=ahead), outer_batch)
+    u = tree_math.scale(-1.0, pull(outer.v)[0])
+    if limits:
+        return outer, u
+
+    def without_dead(entry, plain, g, v):
         # 1e4: what averages of squares multiply a new one with, 1 - b2, is above 1e-4.
         dead = (jnp.square(g) <= 1e4 * float(jnp.finfo(g.dtype).tiny)) & jnp.isfinite(v)
-        return jnp.where(dead & ~jnp.isfinite(pulled), jnp.zeros_like(pulled), -pulled)
+        return jnp.where(dead & ~jnp.isfinite(plain), jnp.zeros_like(entry), entry)
 
-    return outer, jax.tree.map(without_dead, pull(outer.v)[0], field, outer.v)
+    return outer, jax.tree.map(without_dead, u, step(optimizer.update)[1](outer.v)[0], field, outer.v)
 
 
 def check_arguments(where: str, level: problems.Level, key, init) -> None:

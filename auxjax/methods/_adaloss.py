@@ -49,7 +49,8 @@ def adaloss(
 
     Returns:
       A `Method` without an outer level. Cost: one gradient of the joint loss. A task without a labelled example in a
-      batch keeps its mean; before the first one its mean counts as 1.
+      batch keeps its mean, and so does one whose loss is not finite (`skipped` counts them); before the first one its
+      mean counts as 1.
 
     Raises:
       TypeError, ValueError: an impossible option; a name in `shift` that is not a task (when the state is made).
@@ -66,19 +67,20 @@ def adaloss(
         zeros = jnp.zeros(len(out.values), accumulation_dtype(*out.values.values()))
         return AdalossState(zeros, zeros)
 
-    def observe(context, previous, out) -> AdalossState:
-        """The running means after a batch."""
+    def observe(context, previous, out) -> tuple[AdalossState, jax.Array]:
+        """The running means after a batch, and how many losses were left out."""
         tasks = sorted(out.values)
         shifts = [shift.get(task, 0.0) if isinstance(shift, dict) else shift for task in tasks]
         dtype = previous.means.dtype
-        found = context.reduce(evaluation.mean_losses(out, tasks)).astype(dtype) + jnp.array(shifts, dtype)
-        seen = evaluation.labelled(context, out, tasks)
+        found, seen, skipped = evaluation.observed(context, out, tasks)
+        found = found.astype(dtype) + jnp.array(shifts, dtype)
         means = decay * previous.means + (1 - decay) * found
         counts = decay * previous.counts + (1 - decay)
-        return AdalossState(jnp.where(seen, means, previous.means), jnp.where(seen, counts, previous.counts))
+        kept = AdalossState(jnp.where(seen, means, previous.means), jnp.where(seen, counts, previous.counts))
+        return kept, skipped
 
     def weights_of(context, state, out):
-        tasks, (means, counts) = sorted(out.values), observe(context, state.method, out)
+        tasks, ((means, counts), _) = sorted(out.values), observe(context, state.method, out)
         level = jnp.where(counts > 0, means / positive_or_one(counts), jnp.ones_like(means))
         inverse = 1.0 / (jnp.maximum(level, 0.0) + epsilon)
         if form == "log_auxiliary":
@@ -90,6 +92,7 @@ def adaloss(
             context, state, batch, key, lambda out: weights_of(context, state, out)
         )
         new = descent.descend_weighted(context, state, grads, out, weights, batch, key)
-        return new._replace(method=observe(context, state.method, out)), descent.loss_metrics(out, weights)
+        method, skipped = observe(context, state.method, out)
+        return new._replace(method=method), descent.loss_metrics(out, weights) | {"skipped": skipped}
 
     return Method(init, inner, weights=evaluation.reported(weights_of, from_losses=True))

@@ -63,6 +63,8 @@ def arml(
     min_updates: int = 100,
     max_updates: int = 1000,
     train_primary: bool = True,
+    normalise: bool = False,
+    chunk: int = 8,
 ) -> Method:
     """Auxiliary task reweighting by score matching.
 
@@ -89,11 +91,16 @@ def arml(
       max_updates: updates of the weights after which sampling ends in any case.
       train_primary: False trains the params on the auxiliary losses alone, the primary labels driving the weights
         only (the paper's domain generalisation, "Baseline + ARML").
+      normalise: compare directions alone, `|| g_0 / ||g_0|| - sum_k w_k g_k / ||g_k|| ||^2`; the weights multiply the
+        losses as they are. The published divergence (False) gives the weight that the sum asks for to tasks with short
+        gradients, whether they are solved or their labels are noise: both change the score little.
+      chunk: gradients that are in memory at a time with `normalise`.
 
     Returns:
-      A `Method`. Its outer update costs one joint gradient and one forward-mode pass, whatever K is; gradients are
-      compared on `TaskModel.trunk` only. It uses the inner batch and ignores the outer one. A task without a label in
-      the batch keeps its weight, and the others share what it leaves of the total.
+      A `Method`. Its outer update costs one joint gradient and one forward-mode pass, whatever K is (with `normalise`
+      1 + K reverse passes more); gradients are compared on `TaskModel.trunk` only. It uses the inner batch and ignores
+      the outer one. A task without a label in the batch keeps its weight, and the others share what it leaves of the
+      total. A batch whose gradient in the weights is not finite changes nothing (`skipped` is then 1).
 
     Raises:
       TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
@@ -104,7 +111,7 @@ def arml(
         checks.number("arml", above=0, total=total)
     noise = _noise(form, step_size, temperature)
     checks.number("arml", above=0, tolerance=tolerance)
-    checks.count("arml", 1, min_updates=min_updates, max_updates=max_updates)
+    checks.count("arml", 1, min_updates=min_updates, max_updates=max_updates, chunk=chunk)
     if min_updates > max_updates:
         raise ValueError(
             f"arml(min_updates={min_updates}, max_updates={max_updates}): expected min_updates <= max_updates."
@@ -158,11 +165,14 @@ def arml(
             trunk=trunk,
             reduce=context.reduce,
             products=context.model.products,
+            normalise=normalise,
+            chunk=chunk,
         )
         # A batch without a primary label has no primary gradient to match: the weights would make the others cancel
         # out.
         labelled = evaluation.labelled_in_batch(context, state, inner_batch, key)
-        seen, others = labelled[0], evaluation.in_any_copy(context, labelled[1:])
+        seen = labelled[0] & jnp.all(jnp.isfinite(gradient))
+        others = evaluation.in_any_copy(context, labelled[1:])
         gradient = context.share(jnp.where(seen, gradient, jnp.zeros_like(gradient)))
         updates, opt_state = optimizer.update(gradient, previous.opt_state, previous.weights)
         moved = descent.apply_updates(previous.weights, updates)
@@ -178,7 +188,8 @@ def arml(
             # Once sampling has ended nothing moves any more.
             new = _choose(previous.sampling, end_sampling(new), previous)
         new = _choose(evaluation.in_any_copy(context, seen), new, previous)
-        metrics = {"score_divergence": divergence, "sampling": new.sampling.astype(jnp.float32)}
+        skipped = (labelled[0] & ~seen).astype(jnp.float32)
+        metrics = {"score_divergence": divergence, "sampling": new.sampling.astype(jnp.float32), "skipped": skipped}
         return state._replace(method=new), metrics
 
     def end_sampling(new):

@@ -100,7 +100,8 @@ def auxinash(
     def weights_now(context, state, batch, key, gram, powers):
         """The bargaining weights; those of a task that the batch has no label of, which would be 0, stay."""
         there = evaluation.labelled_in_batch(context, state, batch, key)
-        return jnp.where(there, bargaining_weights(gram, powers), state.method.weights)
+        found = bargaining_weights(gram, powers)
+        return jnp.where(there & jnp.isfinite(found), found, state.method.weights)
 
     def inner(context, state, batch, key):
         if refresh == "inner":

@@ -48,7 +48,8 @@ def dwa(*, window: int = 100, temperature: float = 2.0) -> Method:
     Returns:
       A `Method` without an outer level. Cost: one gradient of the joint loss. All weights are 1 in the first two
       windows, and a task whose last means are not both positive (unlabelled so far, or a loss that goes negative)
-      has the ratio 1. A window without a label of a task leaves its ratio as it is.
+      has the ratio 1. A window without a label of a task leaves its ratio as it is, and a
+      batch loss that is not finite is left out (`skipped` counts them).
 
     Raises:
       TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
@@ -65,7 +66,8 @@ def dwa(*, window: int = 100, temperature: float = 2.0) -> Method:
             context, state, batch, key, lambda out: weights_of(context, state, out)
         )
         new = descent.descend_weighted(context, state, grads, out, weights, batch, key)
-        return new._replace(method=_observe(window, context, state.method, out)), descent.loss_metrics(out, weights)
+        method, skipped = _observe(window, context, state.method, out)
+        return new._replace(method=method), descent.loss_metrics(out, weights) | {"skipped": skipped}
 
     return Method(_init, inner, weights=evaluation.reported(weights_of))
 
@@ -77,22 +79,22 @@ def _init(context, state, batch, key):
     return DwaState(zeros, zeros, zeros, jnp.ones_like(zeros), jnp.zeros((), jnp.int32))
 
 
-def _observe(window, context, previous, out) -> DwaState:
-    """The state after a batch; the window may have ended with it."""
+def _observe(window, context, previous, out) -> tuple[DwaState, jax.Array]:
+    """The state after a batch, with which the window may have ended, and how many losses were left out."""
     tasks = sorted(out.values)
     updates = previous.updates + jnp.int32(1)
     full = updates % window == 0
-    seen = evaluation.labelled(context, out, tasks)
-    means = context.reduce(evaluation.mean_losses(out, tasks)).astype(previous.sums.dtype)
-    total = previous.sums + jnp.where(seen, means, jnp.zeros_like(means))
+    means, seen, skipped = evaluation.observed(context, out, tasks)
+    total = previous.sums + jnp.where(seen, means, jnp.zeros_like(means)).astype(previous.sums.dtype)
     count = previous.counts + seen.astype(total.dtype)
     mean = total / jnp.maximum(count, 1.0)
     usable = (previous.last > 0) & (mean > 0)
     ratio = jnp.where(usable, mean / jnp.where(usable, previous.last, jnp.ones_like(mean)), jnp.ones_like(mean))
-    return DwaState(
+    state = DwaState(
         sums=jnp.where(full, jnp.zeros_like(total), total),
         counts=jnp.where(full, jnp.zeros_like(count), count),
         last=jnp.where(full & (count > 0), mean, previous.last),
         ratios=jnp.where(full & (count > 0), ratio, previous.ratios),
         updates=updates,
     )
+    return state, skipped

@@ -69,7 +69,8 @@ def gradnorm(
       A `Method`. Inner update: one gradient of the joint loss. Outer update: the norms, one reverse pass per task down
       to `layer`. It uses the inner batch and ignores the outer one. Losses must be positive for r_k to mean anything;
       a task whose loss is not, or starts at 0, is left out of their mean and gets r_k = 1. A task without a label in
-      the batch keeps its weight, and the others are balanced among themselves.
+      the batch, or with a loss or a norm that is not finite (`skipped` counts these), keeps its weight, and the others
+      are balanced among themselves.
 
     Raises:
       TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
@@ -86,7 +87,8 @@ def gradnorm(
         layer_of(state.params)
         first = evaluation.loss_vector(context, state, batch, key)(state.params)
         weights = jnp.ones(first.shape, accumulation_dtype(first))
-        return GradnormState(weights, optimizer.init(weights), first.astype(weights.dtype))
+        first = jnp.where(jnp.isfinite(first), first, jnp.zeros_like(first)).astype(weights.dtype)
+        return GradnormState(weights, optimizer.init(weights), first)
 
     def layer_of(params):
         return checked_mask("gradnorm(layer=)", params, layer)
@@ -105,11 +107,14 @@ def gradnorm(
         dtype = previous.weights.dtype
         norms = jnp.sqrt(squared_norms(tasks, chunk=chunk)).astype(dtype)
         now = tasks.losses.astype(dtype)
-        first = jnp.where(previous.first == 0, now, previous.first)
         seen = evaluation.labelled_in_batch(context, state, inner_batch, key)
-        weights, metrics, opt_state = balance(context, previous, norms, now, first, seen)
+        finite = jnp.isfinite(norms) & jnp.isfinite(now)
+        first = jnp.where((previous.first == 0) & finite, now, previous.first)
+        observed = (jnp.where(finite, norms, 0.0), jnp.where(finite, now, 0.0), first, seen & finite)
+        weights, metrics, opt_state = balance(context, previous, *observed)
         names = evaluation.all_tasks(context, evaluation.loss_shapes(context, state, inner_batch, key))
         metrics |= {f"gradient_norm/{name}": norm for name, norm in evaluation.by_task(names, norms).items()}
+        metrics["skipped"] = jnp.sum(seen & ~finite, dtype=jnp.float32)
         return state._replace(method=GradnormState(weights, opt_state, first)), metrics
 
     def balance(context, previous, norms, now, first, seen):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
+from auxjax._internal.safe_math import positive_or_one
 from auxjax.formulas.losses import masked_mean
 from auxjax.interface import Method
 from auxjax.methods._registry import register
@@ -32,7 +33,8 @@ class GridState(NamedTuple):
       params: like the params, with a leading axis of C.
       opt_state: like the optimiser's state, with a leading axis of C.
       model_state: like the model's state, with a leading axis of C.
-      losses: `[C]`, running sum of the held-out primary losses with decay 0.9.
+      losses: `[C]`, running sum of the held-out primary losses with decay 0.9, those left out that are not finite.
+      counts: `[C]`, the weight each sum has gathered, 1 - 0.9^n after n losses.
       selected: int32 scalar, the best candidate so far, whose params are those of the training state.
     """
 
@@ -41,6 +43,7 @@ class GridState(NamedTuple):
     opt_state: Any
     model_state: Any
     losses: jax.Array
+    counts: jax.Array
     selected: jax.Array
 
 
@@ -61,8 +64,9 @@ def grid_search(
     Returns:
       A `Method`. Inner update: C gradients of the joint loss, vectorised. Outer update: the primary loss of each
       candidate on the outer batch. The training state's params, optimiser state and model state are those of the
-      candidate with the lowest mean loss over about the last 10 outer batches; one whose loss is not finite is never
-      selected. Memory: C + 1 copies of the params and of the optimiser's state.
+      candidate with the lowest mean loss over about the last 10 outer batches for which it is finite; none is selected
+      while its loss is not finite, and on a batch where no loss is, the choice stays (`skipped` counts such losses).
+      Memory: C + 1 copies of the params and of the optimiser's state.
 
     Raises:
       ValueError: an empty or too large grid, a weight that is not finite; no auxiliary task, or a candidate that names
@@ -103,15 +107,15 @@ def grid_search(
             lambda leaf: jnp.stack([leaf] * len(grid)), (state.params, state.opt_state, state.model_state)
         )
         params, opt_state, model_state = copies
-        scores = jnp.zeros((len(grid),), dtype)
-        return GridState(weights, params, opt_state, model_state, scores, jnp.zeros((), jnp.int32))
+        zeros = jnp.zeros((len(grid),), dtype)
+        return GridState(weights, params, opt_state, model_state, zeros, zeros, jnp.zeros((), jnp.int32))
 
     return Method(init, _inner, _outer, evaluation.reported(_weights_of), shared=_shared)
 
 
 def _shared(path: str) -> bool:
     """The grid, the held-out losses and the choice: the candidates themselves are each copy's own."""
-    return path.partition("/")[0] in ("weights", "losses", "selected")
+    return path.partition("/")[0] in ("weights", "losses", "counts", "selected")
 
 
 def _weights_of(context, state, out):
@@ -145,11 +149,14 @@ def _outer(context, state, inner_batch, outer_batch, key):
 
     losses = context.reduce(jax.vmap(held_out)(grid.params, grid.model_state)).astype(grid.losses.dtype)
     losses = context.share(losses)
-    # Infinity stays in the sum: a candidate that has diverged does not come back.
-    running = _DECAY * grid.losses + (1 - _DECAY) * jnp.where(jnp.isfinite(losses), losses, jnp.inf)
-    selected = jnp.argmin(running).astype(jnp.int32)
-    metrics = {"outer_loss": losses[selected], "selected": selected}
-    return _select(state._replace(method=grid._replace(losses=running, selected=selected))), metrics
+    finite = jnp.isfinite(losses)
+    sums = jnp.where(finite, _DECAY * grid.losses + (1 - _DECAY) * losses, grid.losses)
+    counts = jnp.where(finite, _DECAY * grid.counts + (1 - _DECAY), grid.counts)
+    means = jnp.where(finite, sums / positive_or_one(counts), jnp.inf)
+    selected = jnp.where(jnp.any(finite), jnp.argmin(means).astype(jnp.int32), grid.selected)
+    skipped = jnp.sum(~finite, dtype=jnp.float32)
+    metrics = {"outer_loss": losses[selected], "selected": selected, "skipped": skipped}
+    return _select(state._replace(method=grid._replace(losses=sums, counts=counts, selected=selected))), metrics
 
 
 def _select(state):

@@ -39,12 +39,14 @@ class TaskSchedule(NamedTuple):
       prototype: `[d]`, P_k, compared with the trunk's features.
       slope: scalar, a_k of the loss filter; negative means that high losses are distrusted.
       offset: scalar, b_k of the loss filter.
+      bias: scalar, q_k, added to the product of features and prototype; `()` without `feature_bias`.
     """
 
     importance: jax.Array
     prototype: jax.Array
     slope: jax.Array
     offset: jax.Array
+    bias: Any = ()
 
 
 @register("hypergradient", needs={"outer_batch", "features"})
@@ -53,7 +55,8 @@ def jtds(
     outer_optimizer: optax.GradientTransformation | None = None,
     hypergradient: Estimator | Amortised | None = None,
     activation: str = "sigmoid",
-    standardise: bool = True,
+    feature_bias: bool = False,
+    standardise: bool | str = True,
     schedule_primary: bool = True,
     jacobian: str = "held_fixed",
     warm_start: bool = False,
@@ -69,7 +72,10 @@ def jtds(
         with state, such as `amortise(...)` or `single_loop()`, whose state becomes part of the training state.
       activation: s for the task and feature factors: "sigmoid" (the paper; weights below 1) or "softplus" (the
         authors' code; unbounded above).
+      feature_bias: learn a bias in the feature factor, s(P_k . c_i + q_k), 0 at first, as the authors' code does.
       standardise: give the loss filter losses with mean 0 and variance 1 over the labelled examples of the batch.
+        "sample" divides by the sample deviation (n - 1 in its denominator) plus 1e-6, as the authors' code does: losses
+        below 1e-6 are then flat to the filter; inside `pmap` every replica takes the whole batch.
         Without it the filter has to follow the scale of the losses as training goes on and can end with the wrong sign.
       schedule_primary: weigh the primary task's examples, too; False gives them all weight 1.
       jacobian: "held_fixed" differentiates the inner update as the paper does, the weights constants in it.
@@ -88,6 +94,8 @@ def jtds(
     """
     checks.one_of("jtds", ("sigmoid", "softplus"), activation=activation)
     checks.one_of("jtds", ("held_fixed", "exact"), jacobian=jacobian)
+    checks.one_of("jtds", (True, False), feature_bias=feature_bias)
+    checks.one_of("jtds", (True, False, "sample"), standardise=standardise)
     level = outer_level.make_outer_level("jtds", outer_optimizer, hypergradient, warm_start)
     activate = {"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}[activation]
 
@@ -97,7 +105,9 @@ def jtds(
         if not tasks:
             raise ValueError("jtds(schedule_primary=False) has nothing to schedule: the model has no auxiliary task.")
         schedule = {
-            task: _init_schedule(jax.random.fold_in(key, index), evaluation.features_of("jtds", out, task))
+            task: _init_schedule(
+                jax.random.fold_in(key, index), evaluation.features_of("jtds", out, task), feature_bias
+            )
             for index, task in enumerate(tasks)
         }
         problem = problem_of(context, state.model_state, key)
@@ -109,9 +119,13 @@ def jtds(
         if mask is not None:  # what is not labelled may be NaN, and 0 times NaN is NaN in the scheduler's gradient
             losses = jnp.where(mask, losses, jnp.zeros_like(losses))
             features = jnp.where(mask[:, None], features, jnp.zeros_like(features))
-        filtered = standardised(losses, mask, reduce) if standardise else losses
+        if standardise == "sample":
+            filtered = standardised_by_sample(losses, mask)
+        else:
+            filtered = standardised(losses, mask, reduce) if standardise else losses
         believed = jax.nn.sigmoid(part.slope * filtered + part.offset)
-        return activate(part.importance) * activate(features @ part.prototype) * believed
+        fitting = features @ part.prototype
+        return activate(part.importance) * activate(fitting + part.bias if feature_bias else fitting) * believed
 
     def schedule_weights(context, schedule, out):
         """`{task: [n_task]}`. Tasks of one shape and dtype are weighed together, as a matrix and not one by one."""
@@ -166,7 +180,7 @@ def jtds(
         return state, metrics
 
     weights = evaluation.reported(weights_of, from_losses=True)
-    whole_batch = jacobian == "exact" and standardise
+    whole_batch = standardise == "sample" or (jacobian == "exact" and bool(standardise))
     inner = descent.weighted_by(weights_of)
     return Method(init, inner, outer, weights, whole_batch=whole_batch, shared=outer_level.shared)
 
@@ -199,10 +213,27 @@ def standardised(losses: jax.Array, mask: jax.Array | None, reduce: Callable = n
     return centred * jax.lax.rsqrt(reduce(masked_mean(centred**2, labelled)) + 1e-12)
 
 
-def _init_schedule(key, features) -> TaskSchedule:
-    """The authors' initial values: alpha = 1, P ~ U(-0.05, 0.05), a ~ 0.05 U(0, 1), b = 0."""
+def standardised_by_sample(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Losses less their mean, over (sample deviation + 1e-6), over the labelled examples; 0 for one example.
+
+    Args:
+      losses: `[n]`.
+      mask: bool `[n]` or `None`; unlabelled examples get 0.
+    """
+    labelled = jnp.ones(losses.shape, bool) if mask is None else mask
+    safe = jnp.where(labelled, losses, jnp.zeros((), losses.dtype))
+    centred = jnp.where(labelled, safe - masked_mean(safe, labelled), jnp.zeros((), losses.dtype))
+    count = jnp.sum(labelled, dtype=losses.dtype)
+    variance = jnp.sum(centred**2) / jnp.maximum(count - 1.0, 1.0)
+    deviation = jnp.where(variance == 0, 0.0, jnp.sqrt(positive_or_one(variance)))
+    return centred / (deviation + 1e-6)
+
+
+def _init_schedule(key, features, feature_bias: bool) -> TaskSchedule:
+    """The authors' initial values: alpha = 1, P ~ U(-0.05, 0.05), a ~ 0.05 U(0, 1), b = 0, q = 0."""
     dtype = accumulation_dtype(features)
     key_prototype, key_slope = jax.random.split(key)
     prototype = jax.random.uniform(key_prototype, (features.shape[1],), dtype, -0.05, 0.05)
     slope = 0.05 * jax.random.uniform(key_slope, (), dtype)
-    return TaskSchedule(jnp.ones((), dtype), prototype, slope, jnp.zeros((), dtype))
+    zero = jnp.zeros((), dtype)
+    return TaskSchedule(jnp.ones((), dtype), prototype, slope, zero, zero if feature_bias else ())

@@ -47,8 +47,8 @@ def n_jtds(
       ids: `batch -> int [n]`, or `{task: int [n_task]}`: which examples a batch holds, from 0 to `num_examples - 1`,
         each at most once. An id outside of the table reads NaN, which shows in every metric.
       outer_optimizer: optimiser of the table; `optax.adam(0.1)` by default. Its state has a row for every example, and
-        rows outside of the batch, and those of examples without a label, stay as they are; so does weight decay, which
-        the authors' code lets act on all rows.
+        rows outside of the batch, and those of examples without a label, stay as they are; in the authors' code weight
+        decay and momentum move all rows.
       hypergradient: an estimator such as `implicit(neumann(3))`, the default.
       activation: "softplus", the authors' code, or "sigmoid".
       schedule_primary: weigh the primary task's examples, too; False gives them weight 1.

@@ -63,7 +63,8 @@ def ol_aux(
       A `Method`. Beyond a joint gradient, the products cost one gradient of the primary loss and one forward-mode pass,
       whatever K is: at every inner update ("n_step") or at outer ones ("one_step"). Gradients are compared on
       `TaskModel.trunk`. It uses inner batches and ignores the outer one. A task without a label since the last outer
-      update keeps its weight, whatever the optimiser's momentum.
+      update keeps its weight, whatever the optimiser's momentum. Products that are not finite are left out (`skipped`
+      counts them).
 
     Raises:
       TypeError, ValueError: an impossible option; no auxiliary task (when the state is made).
@@ -87,25 +88,34 @@ def ol_aux(
     def inner(context, state, batch, key):
         new, metrics = descent.weighted_update(context, state, batch, key, lambda out: weights_of(context, state, out))
         if form == "n_step":
-            products = state.method.products + _products(context, state, batch, key)
+            found = _products(context, state, batch, key)
+            finite = jnp.isfinite(found)
+            products = state.method.products + jnp.where(finite, found, 0.0)
             new = new._replace(method=state.method._replace(products=products))
+            metrics |= {"skipped": jnp.sum(~finite, dtype=jnp.float32)}
         return new, metrics
 
     def outer(context, state, inner_batch, outer_batch, key):
         del outer_batch  # OL_AUX has no held-out set
         previous = state.method
         products = previous.products if form == "n_step" else _products(context, state, inner_batch, key)
-        updates, opt_state = optimizer.update(-context.share(products), previous.opt_state, previous.weights)
+        finite = jnp.isfinite(products)
+        shared = context.share(jnp.where(finite, products, 0.0))
+        updates, opt_state = optimizer.update(-shared, previous.opt_state, previous.weights)
         weights = descent.apply_updates(previous.weights, updates)
         weights = jnp.maximum(weights, 0.0) if clamp else weights
-        seen = evaluation.in_any_copy(context, products != 0)  # of a task without a label it is 0
+        finite = evaluation.in_any_copy(context, finite)
+        seen = evaluation.in_any_copy(context, products != 0) & finite  # of a task without a label it is 0
         weights, opt_state = absent_tasks.keep_unseen(
             seen, (weights, opt_state), (previous.weights, previous.opt_state)
         )
         new = OlAuxState(weights, opt_state, jax.tree.map(jnp.zeros_like, previous.products))
         out = evaluation.loss_shapes(context, state, inner_batch, key)
         named = evaluation.by_task(evaluation.auxiliary_tasks(out, context.model.primary), products)
-        return state._replace(method=new), {f"gradient_product/{name}": product for name, product in named.items()}
+        metrics = {f"gradient_product/{name}": product for name, product in named.items()}
+        if form == "one_step":
+            metrics["skipped"] = jnp.sum(~finite, dtype=jnp.float32)
+        return state._replace(method=new), metrics
 
     weights = evaluation.reported(weights_of)
     return Method(init, inner, outer, weights, shared=lambda path: path != "products", outer_data=False)

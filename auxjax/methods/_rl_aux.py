@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal import checks, loops
+from auxjax._internal import checks, loops, tree_math
 from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas import policy_gradient, soft_labels
 from auxjax.formulas.losses import masked_mean
@@ -105,9 +105,11 @@ def rl_aux(
       whole inner batch, because a model may give losses of whole batches only: the other examples' losses are masked.
 
       The model's noise (dropout) is the same in all rollouts. Look-aheads whose loss is not finite get the worst
-      reward of the others; `diverged` is their share. Metrics of the outer update: `outer_loss` (mean primary loss
-      after the step), `reward`, `reward_spread` (standard deviation over rollouts), `diverged`, and, means over
-      epochs, `policy_entropy` (nats per example), `clip_fraction` and, with that baseline, `value_loss`.
+      reward of the others; `diverged` is their share. Updates of the policy without a finite reward, or by a gradient
+      that is not finite, are not made; `skipped` is their share. Metrics of the outer update: `outer_loss` (the mean of
+      the primary loss after the step), `reward`, `reward_spread` (standard deviation over rollouts), `diverged`, and,
+      means over epochs, `policy_entropy` (nats per example), `clip_fraction`, `skipped` and, with that baseline,
+      `value_loss`.
 
       Inside `pmap` every replica takes the whole batch: rollouts judge its labels together.
 
@@ -195,7 +197,8 @@ def rl_aux(
         losses, entropies = losses_after(fork, label, actions, mask, chunk)
         scores = policy_gradient.finite_or_worst(-losses)
         rewards = scores + entropy_weight * entropies
-        meta, opt_state, learned = learn(context, state.method, inner_batch, mask, before, actions, rewards)
+        usable = evaluation.in_any_copy(context, jnp.any(jnp.isfinite(losses)))
+        meta, opt_state, learned = learn(context, state.method, inner_batch, mask, before, actions, rewards, usable)
         metrics = {
             "outer_loss": -policy_gradient.rollout_mean(scores, mask),
             "reward": policy_gradient.rollout_mean(rewards, mask),
@@ -205,8 +208,8 @@ def rl_aux(
         }
         return state._replace(method=outer_level.OuterState(meta, opt_state, ())), metrics
 
-    def learn(context, method_state, batch, mask, before, actions, rewards):
-        """PPO on the rollouts: `(meta, opt_state, metrics)` after `epochs` updates."""
+    def learn(context, method_state, batch, mask, before, actions, rewards, usable):
+        """PPO on the rollouts: `(meta, opt_state, metrics)` after `epochs` updates, none unless `usable`."""
         old = policies.log_probability(before, actions)
         advantages = advantages_of(rewards, before.value, mask)
 
@@ -229,7 +232,10 @@ def rl_aux(
 
         def epoch(carry, _):
             gradient, metrics = jax.grad(loss, has_aux=True)(carry[0])
-            return inner_step.advance(optimizer, carry[0], carry[1], context.share(gradient)), metrics
+            gradient = context.share(gradient)
+            taken = usable & tree_math.all_finite(gradient)
+            new = inner_step.advance(optimizer, carry[0], carry[1], gradient)
+            return tree_math.select(taken, new, carry), metrics | {"skipped": (~taken).astype(jnp.float32)}
 
         carry, whole = (method_state.meta, method_state.opt_state), loops.write_out(epochs, loops.SHORT_OF_STEPS)
         (meta, opt_state), metrics = jax.lax.scan(epoch, carry, length=epochs, unroll=whole)

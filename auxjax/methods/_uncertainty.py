@@ -61,7 +61,7 @@ def uncertainty(
 
     Returns:
       A `Method` without an outer level. Cost: one gradient of the joint loss. A task without a labelled example in a
-      batch leaves its variance as it is.
+      batch leaves its variance as it is, and so does a loss that is not finite (`skipped` counts them).
 
     Raises:
       TypeError, ValueError: an impossible option; a name in `regression` that is not a task (when the state is made).
@@ -100,15 +100,14 @@ def uncertainty(
             context, state, batch, key, lambda out: weights_of(context, state, out)
         )
         variances, tasks = state.method.log_variances, tasks_of(context, out)
-        means = context.reduce(evaluation.mean_losses(out, tasks)).astype(variances.dtype)
         # d/ds (c exp(-s) L + s / 2), without the second term's pull where there is nothing to weigh.
-        seen = evaluation.labelled(context, out, tasks)
-        slopes = jnp.where(seen, 0.5 - learned(tasks, variances) * means, 0.0)
+        means, seen, skipped = evaluation.observed(context, out, tasks)
+        slopes = jnp.where(seen, 0.5 - learned(tasks, variances) * means.astype(variances.dtype), 0.0)
         updates, opt_state = optimizer.update(slopes, state.method.opt_state, variances)
         opt_state = absent_tasks.keep_unseen(seen, opt_state, state.method.opt_state)
         moved = jnp.maximum(descent.apply_updates(variances, updates), smallest)
         moved = jnp.where(seen, moved, variances)
-        metrics = descent.loss_metrics(out, weights)
+        metrics = descent.loss_metrics(out, weights) | {"skipped": skipped}
         metrics |= {f"log_variance/{task}": s for task, s in evaluation.by_task(tasks, moved).items()}
         new = descent.descend_weighted(context, state, grads, out, weights, batch, key)
         return new._replace(method=UncertaintyState(moved, opt_state)), metrics

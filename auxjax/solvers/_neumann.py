@@ -15,6 +15,9 @@ the power iteration also span the first partial sums, so that the estimate costs
 should grow later on, that term is taken back and the step is halved. No part of A that b does not excite matters: it
 does not enter the series either.
 
+A residual that has grown by less than sqrt(eps) of itself has not grown: on a flat problem, where step A is below eps,
+the residual of a convergent series wavers by rounding, which must not decide how many terms there are.
+
 Not for: indefinite matrices, on which the series has no limit; damping, or another curvature, mends that.
 """
 
@@ -47,6 +50,7 @@ def neumann(
     *,
     damping: float = 0.0,
     rtol: float = 1e-3,
+    keep: str = "best",
     fresh_batches: bool = False,
     unroll: int | bool | None = None,
 ) -> base.Solver:
@@ -56,9 +60,10 @@ def neumann(
 
     With `init`, T + 1 Richardson steps from there: `x = init + step * sum_{i=0..T} (I - step A)^i (b - A init)`.
 
-    Whatever the step, the solution is finite. With a step by hand, the partial sum with the smallest residual is
-    returned, and a series that has grown 1/eps times larger than its start goes no further. With the automatic step,
-    terms that make the residual grow are taken back. The first term is always kept, so that x = 0 is never an answer.
+    Whatever the step, the solution is finite. With a step by hand, the longest partial sum among those with the
+    smallest residual is returned, and a series that has grown 1/eps times larger than its start goes no further. With
+    the automatic step, terms that make the residual grow are taken back. The first term is always kept, so that x = 0
+    is never an answer. `keep="all"` returns the sum of all terms instead.
 
     Args:
       num_terms: T, number of terms after the first, counted as in the sum above; 0 gives `step * b`.
@@ -67,6 +72,9 @@ def neumann(
       damping: multiple of the identity added to A.
       rtol: relative residual up to which `converged` is True. It does not stop the series: a short one on an
         ill-conditioned system has `converged=False` although nothing went wrong.
+      keep: "best", as above, or "all": every term is summed whatever becomes of the residual, as in public code, and as
+        a series that stands for a number of updates must be. (Under negative curvature, or with a step above 2 /
+        lambda_max, "best" may be the first term alone.) Terms that are not finite are left out.
       fresh_batches: multiply with one mini-batch per term, in turn, instead of with their mean; for
         `implicit(..., batches="stacked")`. The answer then fluctuates about the series, and no iterate is taken back.
       unroll: terms per loop iteration, as in `jax.lax.scan`. `None` unrolls short series completely on the CPU, where
@@ -89,6 +97,8 @@ def neumann(
     """
     checks.count("neumann", 0, num_terms=num_terms)
     checks.number("neumann", least=0, known=True, damping=damping, rtol=rtol)
+    checks.one_of("neumann", ("best", "all"), keep=keep)
+    whole = keep == "all"
     if step_size is not None:
         _check_step_size(step_size)
 
@@ -103,11 +113,15 @@ def neumann(
         if step_size is None:
             used = min(POWER_STEPS, num_terms + 1)
             start_size = first.size
-            last = _power_terms(system, first, used, damping, with_init)
+            last = _power_terms(system, first, used, damping, with_init, whole)
             rest = num_terms + 1 - used
-            if rest:  # measures what the power terms' residual was combined to, and so is judged by the start's
-                last = _guarded_term(system, last, damping, start_size)
-                last = _repeat(lambda it: _guarded_term(system, it, damping, it.size), last, rest - 1, unroll)
+            if whole:
+                last = _repeat(lambda it: _finite_term(system, it, damping), last, rest, unroll)
+            elif rest:  # measures what the power terms' residual was combined to, and so is judged by the start's
+                last, _ = _guarded_term(system, (last, start_size), damping)
+                last, _ = _repeat(lambda s: _guarded_term(system, s, damping), (last, last.size), rest - 1, unroll)
+        elif whole:
+            last = _repeat(lambda it: _finite_term(system, it, damping), first, num_terms + 1, unroll)
         else:
             last = _hand_series(system, first, num_terms + 1, damping, with_init, unroll)
         undamped = tree_math.add_scaled(last.residual, damping, last.x) if damping else last.residual
@@ -177,35 +191,46 @@ def _next(system, it: _Iterate, damping) -> _Iterate:
     return _Iterate(x, left, unit * jnp.sqrt(tree_math.vdot(after, after)), it.step, min_curvature)
 
 
-def _guarded_term(system, it: _Iterate, damping, limit) -> _Iterate:
-    """One term of the automatic series: taken back, with half the step, if it makes the residual exceed `limit`."""
+def _finite_term(system, it: _Iterate, damping) -> _Iterate:
+    """One term, left out if it is not finite."""
     new = _next(system, it, damping)
-    better = new.size <= limit  # False for NaN
-    kept = tree_math.select(better, new, it)
-    return kept._replace(step=jnp.where(better, it.step, it.step / 2), min_curvature=new.min_curvature)
+    return tree_math.select(jnp.isfinite(new.size), new, it)
+
+
+def _grown(size, least) -> jax.Array:
+    """Whether a residual has grown beyond the least one so far, or is not finite: by more than rounding."""
+    return ~((size <= (1 + math.sqrt(float(jnp.finfo(size.dtype).eps))) * least) & jnp.isfinite(size))
+
+
+def _guarded_term(system, state: tuple[_Iterate, jax.Array], damping) -> tuple[_Iterate, jax.Array]:
+    """One term of the automatic series, and the least residual: taken back, with half the step, if that has grown."""
+    it, least = state
+    new = _next(system, it, damping)
+    grown = _grown(new.size, least)
+    kept = tree_math.select(grown, it, new)
+    kept = kept._replace(step=jnp.where(grown, it.step / 2, it.step), min_curvature=new.min_curvature)
+    return kept, jnp.where(grown, least, jnp.minimum(least, new.size))
 
 
 def _hand_series(system, first, terms, damping, with_init, unroll) -> _Iterate:
-    """The series with a fixed step: the iterate with the smallest residual, the start excluded unless it was given."""
+    """The series with a fixed step: the last iterate of least residual, the start excluded unless it was given."""
     limit = first.size / jnp.finfo(first.size.dtype).eps
 
-    def term(pair):
-        current, best = pair
+    def term(state):
+        current, best, least = state
         new = _next(system, current, damping)
-        better = new.size < best.size
-        best = tree_math.select(better, new, best)
+        grown = _grown(new.size, least)
+        best = tree_math.select(grown, best, new)
         # Beyond the limit the iteration stands still, so that neither it nor its derivative overflows.
         current = tree_math.select(new.size <= limit, new, current)
-        return current, best
+        return current, best, jnp.where(grown, least, jnp.minimum(least, new.size))
 
-    best = first if with_init else first._replace(size=jnp.full_like(first.size, math.inf))
-    last, best = _repeat(term, (first, best), terms, unroll)
-    # A step so absurd that nothing finite came out leaves the start as the answer, and the start's residual.
-    best_size = jnp.where(jnp.isfinite(best.size), best.size, first.size)
-    return best._replace(size=best_size, min_curvature=last.min_curvature)
+    least = first.size if with_init else jnp.full_like(first.size, math.inf)
+    last, best, _ = _repeat(term, (first, first, least), terms, unroll)
+    return best._replace(min_curvature=last.min_curvature)
 
 
-def _power_terms(system, first: _Iterate, steps: int, damping, with_init) -> _Iterate:
+def _power_terms(system, first: _Iterate, steps: int, damping, with_init, keep_whole) -> _Iterate:
     """Chooses the step by a power iteration, and takes the first `steps` terms from its vectors w_j.
 
     A w_j = a_j w_{j+1}, all of unit length, w_0 = r / ||r||. With B = step A: B^j r = ||r|| step^j a_0 .. a_{j-1} w_j.
@@ -245,7 +270,7 @@ def _power_terms(system, first: _Iterate, steps: int, damping, with_init) -> _It
     halved = one_term._replace(step=step / 2)
     if with_init:
         halved = tree_math.select(one_term.size <= first.size, halved, first._replace(step=step / 2))
-    chosen = tree_math.select(whole.size <= first.size, whole, halved)
+    chosen = whole if keep_whole else tree_math.select(_grown(whole.size, first.size), halved, whole)
     # A product that is not finite makes all vectors useless: stay at the start.
     fine = tree_math.all_finite((chosen.x, chosen.residual))
     return tree_math.select(fine, chosen, first)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import jax
 import jax.core
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from auxjax._internal import checks, tree_math
 from auxjax._internal.safe_math import positive_or_one
@@ -137,7 +138,7 @@ def make_system(where: str, matvec: Matvec, b: PyTree, init: PyTree, key: Key | 
         checks.key(f"{where} solve", key)
     b = checks.floating(f"{where} solve(b=)", b)
     checks.like(f"{where} solve(matvec=) returned a pytree that", jax.eval_shape(matvec, b), b, "b")
-    high = tree_math.upcast(b)
+    high = _differentiated_as_one(tree_math.upcast(b))
     start = None
     if init is not None:
         checks.like(f"{where} solve(init=)", init, b, "b")
@@ -147,8 +148,9 @@ def make_system(where: str, matvec: Matvec, b: PyTree, init: PyTree, key: Key | 
         return lambda x, *index: tree_math.cast_like(function(tree_math.cast_like(x, b), *index), high)
 
     norm = jax.lax.stop_gradient(tree_math.norm(high))
-    if start is not None:  # the solution for b = 0 is 0, wherever the last one was
-        start = tree_math.select(norm == 0, jax.tree.map(jnp.zeros_like, start), start)
+    if start is not None:  # the solution for b = 0 is 0, wherever the last one was; nor is NaN a start
+        usable = (norm != 0) & tree_math.all_finite(start)
+        start = tree_math.select(usable, start, jax.tree.map(jnp.zeros_like, start))
     entry, count, transpose = None, 1, None
     if isinstance(matvec, Operator):
         if matvec.entry is not None:
@@ -158,6 +160,23 @@ def make_system(where: str, matvec: Matvec, b: PyTree, init: PyTree, key: Key | 
             checks.like(f"{where} solve(matvec=): its transpose returned a pytree that", answer, b, "b")
             transpose = in_high(matvec.transpose)
     return System(in_high(matvec), high, start, norm, lambda x: tree_math.cast_like(x, b), entry, count, transpose)
+
+
+@jax.custom_jvp
+def _differentiated_as_one(tree):
+    """The tree itself, whose leaves all have tangents if one has: `custom_linear_solve` fails where only some have."""
+    return tree
+
+
+def _differentiated_as_one_jvp(primals, tangents):
+    absent = lambda tangent: isinstance(tangent, SymbolicZero)  # noqa: E731
+    present = [tangent for tangent in jax.tree.leaves(tangents[0], is_leaf=absent) if not absent(tangent)]
+    zero = 0.0 * jnp.sum(present[0])  # a function of a tangent, or it would be taken for none again
+    filled = [jnp.broadcast_to(zero, t.shape) if absent(t) else t for t in jax.tree.leaves(tangents[0], is_leaf=absent)]
+    return primals[0], jax.tree.unflatten(jax.tree.structure(primals[0]), filled)
+
+
+_differentiated_as_one.defjvp(_differentiated_as_one_jvp, symbolic_zeros=True)
 
 
 def require_symmetric(where: str, matvec: Matvec) -> None:

@@ -4,7 +4,7 @@
 
 The iteration sees a right-hand side of unit length, so that tolerances mean the same on every scale. An answer that is
 not finite is replaced with the initial guess. The derivative is that of the linear system: one more solve, and not a
-walk back through the steps.
+walk back through the steps; that in the guess, on which the solution does not depend, is 0.
 
 Short iterations are written out on the CPU (`auxjax._internal.loops`). Straight-line code cannot stop early: all steps
 are computed, those after the end are thrown away, and reports count them.
@@ -42,7 +42,7 @@ def framed_solve(system: base.System, damping: float, iterate: Callable, *, symm
 
     damped = with_damping(system.matvec)
     adjoint = None if system.transpose is None else with_damping(system.transpose)
-    start = jax.tree.map(jnp.zeros_like, system.b) if system.start is None else system.start
+    start = jax.tree.map(jnp.zeros_like, system.b) if system.start is None else jax.lax.stop_gradient(system.start)
 
     def run(operator, right):
         # Derivatives solve systems with other right-hand sides, for which the guess is not a guess.

@@ -70,3 +70,24 @@ def test_single_precision_jit_and_vmap(single_precision):
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match=r"powers\[3\]"):
         bargaining_weights(jnp.eye(2), jnp.ones(3))
+
+
+def test_weights_grow_as_the_root_of_the_powers():
+    gram, powers = problem(0)
+    np.testing.assert_allclose(bargaining_weights(gram, 4 * powers), 2 * bargaining_weights(gram, powers), rtol=1e-10)
+
+
+def test_gradients_that_oppose_each_other_exactly_in_single_precision(single_precision):
+    """The rounding of the Gram matrix must not decide: permuting the tasks permutes weights and keeps the update."""
+    rng = np.random.default_rng(1)
+    solve = jax.jit(bargaining_weights)
+    powers = jnp.full(4, 0.25)
+    for _ in range(30):
+        gradients = rng.normal(size=(4, 9)).astype(np.float32)
+        gradients[3] = -gradients[:3].sum(axis=0)
+        places = rng.permutation(4)
+        moved = gradients[places]
+        weights, others = (np.asarray(solve(jnp.array(g @ g.T), powers)) for g in (gradients, moved))
+        np.testing.assert_allclose(others, weights[places], rtol=1e-2)
+        lengths = np.linalg.norm(gradients, axis=1)
+        assert np.max(weights * lengths) < 1 / np.sqrt(1.2e-4)

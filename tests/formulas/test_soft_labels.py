@@ -111,3 +111,26 @@ def test_mistakes_are_named():
         masked_softmax(logits_of(), LABELS[:2], 2)
     with pytest.raises(TypeError, match="expected integers"):
         block_of(logits_of(), LABELS.astype(jnp.float32), 2)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.5, 2.0])
+def test_derivatives_of_focal_losses_near_and_at_sure_predictions(gamma):
+    """-(1 - p)^gamma log p of two classes by hand; where p rounds to 1, loss and derivatives are at their limit, 0."""
+
+    def sure(z):
+        return focal_losses(jnp.array([z, 0.0]), gamma=gamma)[0]
+
+    @jax.jit
+    @jax.vmap
+    def found(z):
+        return sure(z), jax.grad(sure)(z), jax.grad(jax.grad(sure))(z)
+
+    z, step = np.array([-3.0, 0.5, 8.0, 14.0]), 1e-4
+    _, slopes, curvatures = found(z)
+    p, q = 1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z))
+    np.testing.assert_allclose(slopes, q * (gamma * q ** (gamma - 1) * p * np.log(p) - q**gamma), rtol=1e-6)
+    np.testing.assert_allclose(curvatures, (found(z + step)[1] - found(z - step)[1]) / (2 * step), rtol=1e-4)
+    for part in found(np.array([40.0, 100.0, 1e4, 1e300])):
+        np.testing.assert_array_equal(part, np.zeros(4))
+    hessian = jax.hessian(lambda y: jnp.sum(focal_losses(y, gamma=gamma)))(jnp.array([100.0, -100.0, 0.0]))
+    assert np.all(np.isfinite(hessian))

@@ -70,7 +70,7 @@ def test_neumann_series_of_step_one_is_the_derivative_of_the_last_updates(ordina
         problem=optimizer_fixed_point(solved.problem, optimizer), params=OptimizerPoint(params, state)
     )
     for terms in (0, 3, 7):
-        grad, _ = estimate(implicit(neumann(terms, step_size=1.0)), here)
+        grad, _ = estimate(implicit(neumann(terms, step_size=1.0, keep="all")), here)
         loop, _ = estimate(unrolled(terms + 1, optimizer, opt_state=state), solved._replace(params=params))
         np.testing.assert_allclose(grad, loop, rtol=1e-7)
 

@@ -267,3 +267,50 @@ def test_a_batch_without_a_primary_label_moves_no_weight(ordinary_promotion):
     after, _ = method.outer(context, before, problem.batch, None, KEY)
     jax.tree.map(np.testing.assert_array_equal, after.method, before.method)
     assert np.ptp(before.method.weights) > 0
+
+
+def gaussians(seed, short):
+    """The scores of Gaussians at one point, primary first: one alike, one across, one whose score is `short`."""
+    first, alike, across, other = np.random.default_rng(seed).normal(size=(4, 6))
+    unit = lambda vector: vector / np.linalg.norm(vector)  # noqa: E731
+    scores = np.stack([3 * unit(first), 2 * unit(first + 0.4 * alike), 2 * unit(across), short * unit(other)])
+
+    # -log p = |theta - mu|^2 / 2 v has the score (theta - mu) / v: at theta = 0 and v = 1 the mean is minus the score.
+    def losses(params, batch, key):
+        del key
+        values = {
+            task: 0.5 * jnp.sum((params["theta"] + mean) ** 2, keepdims=True)
+            for task, mean in zip(("primary", "aux0", "aux1", "aux2"), batch, strict=True)
+        }
+        return auxjax.TaskLosses(values)
+
+    return auxjax.TaskModel(losses, primary="primary"), LinearTasks(jnp.array(scores), {"theta": jnp.zeros(6)}), scores
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_weights_of_gaussians_are_the_quadratic_programs_with_and_without_the_lengths(normalise):
+    """A short score, of a solved task or of noise, takes what the sum leaves; by direction it does not."""
+    for seed in (0, 1):
+        model, problem, scores = gaussians(seed, short=1e-3)
+        method = auxjax.methods.get("arml", normalise=normalise, outer_optimizer=optax.sgd(0.05))
+        context, state = state_of(model, problem, method=method)
+        update = jax.jit(lambda s, m=method, c=context, p=problem: m.outer(c, s, p.batch, None, KEY)[0])
+        state = jax.lax.fori_loop(0, 1500, lambda _, s, u=update: u(s), state)
+        compared = scores / np.linalg.norm(scores, axis=1, keepdims=True) if normalise else scores
+        rest = jnp.array(compared[1:])
+        exact = simplex_quadratic_program(rest @ rest.T, rest @ compared[0], 3.0)
+        np.testing.assert_allclose(state.method.weights, exact, atol=1e-6)
+        _, metrics = method.outer(context, state, problem.batch, None, KEY)
+        left = compared[0] - np.asarray(state.method.weights) @ compared[1:]
+        np.testing.assert_allclose(metrics["score_divergence"], left @ left, rtol=1e-9)
+        alike, _, short = state.method.weights
+        assert (short < alike) if normalise else (short > 1.4)
+
+
+def test_a_score_of_zero_has_no_direction():
+    model, problem, _ = gaussians(0, short=0.0)
+    method = auxjax.methods.get("arml", normalise=True)
+    context, state = state_of(model, problem, method=method)
+    new, metrics = method.outer(context, state, problem.batch, None, KEY)
+    assert np.all(np.isfinite(new.method.weights))
+    assert metrics["skipped"] == 0

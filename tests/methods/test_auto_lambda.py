@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import auxjax
+from auxjax.training.step import make_updates
 from tests.helpers.training_problems import LinearTasks, linear_model, numpy_gradients, numpy_means, state_of
 
 KEY = jax.random.key(0)
@@ -76,3 +77,19 @@ def test_the_primary_task_starts_at_the_same_weight():
 def test_mistakes_are_named(options):
     with pytest.raises(ValueError, match="auto_lambda"):
         auxjax.methods.get("auto_lambda", **options)
+
+
+def test_the_outer_update_can_come_first_and_looks_ahead_along_the_step_that_is_then_taken():
+    """The public code's order: weights are differentiated through the step from the same params, on the same batch."""
+    problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
+    method = auxjax.methods.get("auto_lambda", form="exact", outer_optimizer=optax.sgd(0.5))
+    updates = make_updates(linear_model(), method, optax.sgd(0.1))
+    state = updates.init(KEY, problem.params, problem.batch)
+    new, _ = updates.outer(state, problem.batch, dev.batch, 0)
+    new, _ = updates.inner(new, problem.batch, 0)
+    w = np.asarray(problem.params["w"])
+    gradients = numpy_gradients(problem.batch, w)
+    ahead = w - 0.1 * np.full(3, 0.1) @ gradients
+    weights = 0.1 + 0.5 * 0.1 * gradients @ numpy_gradients(dev.batch, ahead)[0]
+    np.testing.assert_allclose([new.method.meta[task] for task in TASKS], weights, rtol=1e-12)
+    np.testing.assert_allclose(new.params["w"], w - 0.1 * weights @ gradients, rtol=1e-12)

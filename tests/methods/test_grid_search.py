@@ -1,6 +1,7 @@
 """Grid search against the same runs one by one."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -67,3 +68,28 @@ def test_a_candidate_that_diverges_is_not_selected():
 def test_mistakes_are_named(options, piece):
     with pytest.raises(ValueError, match=piece):
         state_of(linear_model(), LinearTasks.make(0, num_tasks=3), method=auxjax.methods.get("grid_search", **options))
+
+
+def test_outer_batches_that_are_not_finite_are_left_out_of_the_means():
+    """For one candidate or for all: means are those of the other batches, and no candidate is kept out for ever."""
+    problem = LinearTasks.make(0, num_tasks=2)
+    method = auxjax.methods.get("grid_search", candidates=[{"aux0": 0.0}, {"aux0": 1.0}])
+    context, state = state_of(linear_model(), problem, method=method)
+    params = {"w": jnp.stack([problem.params["w"], problem.params["w"] + 1.0])}
+    state = state._replace(method=state.method._replace(params=params))
+    outer = jax.jit(lambda state, batch: method.outer(context, state, None, batch, KEY))
+    good = LinearTasks.make(1, num_tasks=2).batch
+    bad = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), good)
+    first, _ = outer(state, good)
+    skipped, metrics = outer(first, bad)
+    assert metrics["skipped"] == 2
+    jax.tree.map(np.testing.assert_array_equal, skipped.method, first.method)
+    better = int(first.method.selected)
+    broken = {"w": params["w"].at[better].set(jnp.inf)}
+    away, metrics = outer(first._replace(method=first.method._replace(params=broken)), good)
+    assert metrics["skipped"] == 1
+    assert away.method.selected == 1 - better
+    back, _ = outer(away._replace(method=away.method._replace(params=params)), good)
+    assert back.method.selected == better
+    losses = [numpy_means(good, np.asarray(w))[0] for w in params["w"]]
+    np.testing.assert_allclose(back.method.losses / back.method.counts, losses, rtol=1e-12)

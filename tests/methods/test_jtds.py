@@ -304,6 +304,7 @@ def test_learned_filter_falls_with_the_loss_when_labels_are_wrong():
     [
         ({"activation": "relu"}, "'sigmoid' or 'softplus'"),
         ({"jacobian": "none"}, "'held_fixed' or 'exact'"),
+        ({"standardise": "batch"}, "True, False or 'sample'"),
         ({"hypergradient": single_loop(), "warm_start": True}, "warm_start"),
     ],
 )

@@ -233,3 +233,62 @@ def test_refuses_options_out_of_range():
         neumann(3, -1.0)
     with pytest.raises(TypeError, match="num_terms"):
         neumann(3.5)
+    with pytest.raises(ValueError, match=r"keep='first'.*'best' or 'all'"):
+        neumann(3, keep="first")
+
+
+INDEFINITE = [-2.0, -0.5, 1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "step"), [(INDEFINITE, 0.3), ([0.3, 1.0, 4.0], 1.5), ([1e-5, -2e-4, 0.1], 1e-4)]
+)
+def test_all_terms_are_the_whole_series_whatever_becomes_of_the_residual(eigenvalues, step):
+    """Negative curvature, a step above 2 / lambda_max, a step without effect; with a guess, the same from there."""
+    system = symmetric(eigenvalues)
+    for terms in (0, 3, 12):
+        x, info = neumann(terms, step, keep="all")(system.matvec, system.b)
+        wanted = series(system.matrix, system.b, step, terms)
+        np.testing.assert_allclose(x, wanted, rtol=1e-12)
+        np.testing.assert_allclose(info.relative_residual, system.residual(x), rtol=1e-9)
+        guess = jnp.arange(1.0, 1.0 + len(system.b))
+        x, _ = neumann(terms, step, keep="all")(system.matvec, system.b, init=guess)
+        rest = np.asarray(system.b) - system.matrix @ np.asarray(guess)
+        np.testing.assert_allclose(x, guess + series(system.matrix, rest, step, terms), rtol=1e-12)
+
+
+def test_all_terms_with_the_automatic_step():
+    system = symmetric(INDEFINITE)
+    vector, growth = system.b, []
+    for _ in range(5):
+        product = system.matrix @ (vector / np.linalg.norm(vector))
+        growth.append(np.linalg.norm(product))
+        vector = product
+    for terms in (4, 9):
+        x, _ = neumann(terms, keep="all")(system.matvec, system.b)
+        np.testing.assert_allclose(x, series(system.matrix, system.b, 1 / max(growth), terms), rtol=1e-11)
+
+
+@pytest.mark.parametrize("step", [None, 1.0])
+def test_all_terms_are_finite_where_the_matrix_overflows(step):
+    x, info = neumann(6, step, keep="all")(lambda x: 1e308 * (1e3 * x), jnp.ones(3))
+    assert np.all(np.isfinite(x))
+    assert not info.converged
+
+
+@pytest.mark.parametrize("terms", [3, 8])
+def test_rounding_does_not_decide_how_many_terms_are_kept(terms, single_precision):
+    """Where step A is below the rounding error, the residual of a convergent series rises and falls by chance."""
+    solve = jax.jit(lambda matrix, b: neumann(terms, 1e-4)(lambda x: matrix @ x, b)[0])
+    for seed in range(10):
+        system = symmetric(np.random.default_rng(seed).uniform(1e-5, 2e-4, 20), seed)
+        x = solve(jnp.asarray(system.matrix, jnp.float32), jnp.asarray(system.b, jnp.float32))
+        np.testing.assert_allclose(x, series(system.matrix, np.asarray(system.b), 1e-4, terms), rtol=1e-5)
+
+
+def test_an_automatic_step_keeps_its_size_on_a_direction_it_hardly_sees(single_precision):
+    """b is all but an eigenvector of a tiny eigenvalue: its residual neither falls nor grows beyond rounding."""
+    eigenvalues, b = jnp.array([1e-9, 1.0], jnp.float32), jnp.array([1.0, 1e-3], jnp.float32)
+    x, _ = neumann(30)(lambda x: eigenvalues * x, b)
+    long, _ = neumann(60)(lambda x: eigenvalues * x, b)
+    np.testing.assert_allclose(long[0] / x[0], 61 / 31, rtol=1e-4)

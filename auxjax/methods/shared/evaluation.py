@@ -151,6 +151,19 @@ def labelled(context: Context, out: TaskLosses, tasks: Sequence[str]) -> jax.Arr
     return context.reduce(share) > 0
 
 
+def observed(context: Context, out: TaskLosses, tasks: Sequence[str]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a running statistic may take from a batch: a loss that is not finite would stay in it for ever.
+
+    Returns:
+      `(means, usable, skipped)`: `[len(tasks)]`, the mean losses over the labelled examples of all replicas, 0 where
+      not finite; bool `[len(tasks)]`, where there is a label and the loss is finite; the number of labelled tasks that
+      are left out for a loss that is not finite, a float.
+    """
+    means, seen = context.reduce(mean_losses(out, tasks)), labelled(context, out, tasks)
+    finite = jnp.isfinite(means)
+    return jnp.where(finite, means, jnp.zeros_like(means)), seen & finite, jnp.sum(seen & ~finite, dtype=jnp.float32)
+
+
 def labelled_in_batch(context: Context, state: TrainState, batch, key) -> jax.Array:
     """`labelled` of a batch that is not evaluated yet, `[K + 1]` in the order of `loss_vector`."""
     out = evaluate(context.model, state.params, state.model_state, batch, key)

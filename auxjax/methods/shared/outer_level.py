@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal import checks, optimizers, roles
+from auxjax._internal import checks, optimizers, roles, tree_math
 from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import BilevelProblem, implicit
 from auxjax.hypergrad.amortised import Amortised, warm_started
@@ -131,7 +131,8 @@ def update_outer(
         stay as they are, with their part of the optimiser's state; `None` updates all.
 
     Returns:
-      `(state, metrics)`: `outer_loss` and `hypergradient/<field of HypergradInfo>`.
+      `(state, metrics)`: `outer_loss`, `hypergradient/<field of HypergradInfo>`, and `skipped`, 1 where the
+      hypergradient is not finite and the state stays as it is.
     """
     point = (problem, params, state.meta, inner_batch, outer_batch)
     carried = ()
@@ -139,8 +140,8 @@ def update_outer(
         gradient, info, carried = level.estimator.update(*point, state.hypergradient, key=key)
     else:
         gradient, info = level.estimator(*point, key=key)
-    optimizer, value = optimizers.with_extras(level.optimizer), share(info.outer_loss)
-    updates, opt_state = optimizer.update(share(gradient), state.opt_state, state.meta, value=value)
+    optimizer, value, whole = optimizers.with_extras(level.optimizer), share(info.outer_loss), share(gradient)
+    updates, opt_state = optimizer.update(whole, state.opt_state, state.meta, value=value)
     meta = project(optax.apply_updates(state.meta, updates))
     if seen is not None:
         spread = lambda flag, part: jax.tree.map(lambda leaf: jnp.broadcast_to(flag, jnp.shape(leaf)), part)  # noqa: E731
@@ -151,6 +152,11 @@ def update_outer(
         "outer_loss": info.outer_loss,
         **{f"hypergradient/{name}": getattr(info, name) for name in info._fields if name not in _NOT_LOGGED},
     }
+    # What is not finite would stay in the variables, in momentum and in the next start for ever.
+    finite = tree_math.all_finite(whole)
+    metrics["skipped"] = (~finite).astype(jnp.float32)
+    meta, opt_state = tree_math.select(finite, (meta, opt_state), (state.meta, state.opt_state))
+    carried = tree_math.select(tree_math.all_finite(gradient), carried, state.hypergradient)
     return OuterState(meta, opt_state, carried), metrics
 
 
