@@ -72,3 +72,16 @@ def test_a_window_without_labels_leaves_the_ratio_as_it_is():
     problem.batch["mask"]["aux0"] = jnp.zeros(8, bool)
     new, _ = method.inner(context, state, problem.batch, KEY)
     assert new.method.ratios[0] == state.method.ratios[0] != 1.0
+
+
+def test_a_loss_that_is_not_finite_is_left_out_of_its_window():
+    problem = LinearTasks.make(0, num_tasks=3)
+    bad = {**problem.batch, "y": {**problem.batch["y"], "aux0": problem.batch["y"]["aux0"].at[1].set(jnp.nan)}}
+    method = auxjax.methods.get("dwa", window=2)
+    context, first = state_of(linear_model(), problem, method=method)
+    means = numpy_means(problem.batch, np.asarray(problem.params["w"]))
+    state = first
+    for batch, skipped in ((bad, 1), (problem.batch, 0)):
+        state, metrics = method.inner(context, state._replace(params=first.params), batch, KEY)
+        assert metrics["skipped"] == skipped
+    np.testing.assert_allclose(state.method.last, means[[1, 2, 0]], rtol=1e-12)  # in order of the names
