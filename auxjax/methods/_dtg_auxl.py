@@ -173,8 +173,8 @@ def dtg_auxl(
         meta = generator.init(key, pairs.primary.shape[1], pairs.labels.shape[1], pairs.primary.dtype)
         if not (isinstance(meta, Mapping) and set(meta) == {"features", "targets"}):
             raise ValueError("dtg_auxl(generator=): init must return a dict with the keys 'features' and 'targets'.")
-        made, labelled = jax.eval_shape(features_of, meta, pairs), jax.eval_shape(targets_of, meta, pairs)
-        _check_made(made.shape, labelled.shape, pairs.primary.shape)
+        _check_features(jax.eval_shape(features_of, meta, pairs).shape, pairs.primary.shape)
+        _check_targets(jax.eval_shape(targets_of, meta, pairs).shape, pairs.primary.shape[0])
         problem = problem_of(context, state.model_state, key)
         lower = cast(Callable, problem.inner or problem.update_field)
         jax.eval_shape(lower, state.params, meta, batch)  # what feature_loss returns
@@ -245,12 +245,14 @@ def _check_partner(partner, names) -> None:
         )
 
 
-def _check_made(features, targets, wanted) -> None:
-    """The shapes of what a generator makes against those of the primary features."""
-    if features != wanted:
-        raise ValueError(f"dtg_auxl(generator=) made features of shape {features}; expected {wanted}.")
-    if len(targets) != 2 or targets[0] != wanted[0]:
-        raise ValueError(f"dtg_auxl(generator=) made targets of shape {targets}; expected [{wanted[0]}, k].")
+def _check_features(shape, expected) -> None:
+    if shape != expected:
+        raise ValueError(f"dtg_auxl(generator=) made features of shape {shape}; expected {expected}.")
+
+
+def _check_targets(shape, count: int) -> None:
+    if len(shape) != 2 or shape[0] != count:
+        raise ValueError(f"dtg_auxl(generator=) made targets of shape {shape}; expected [{count}, k].")
 
 
 def _check_losses(losses, count: int) -> None:
