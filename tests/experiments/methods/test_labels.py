@@ -81,7 +81,7 @@ def test_labels_are_folders_with_plain_names():
         ("stl:weight=1", "stl has no option 'weight'. Its options: none"),
         ("equal:auxiliary_weight=much", "auxiliary_weight wants a number, got 'much'"),
         ("dwa:window=1.5", "window wants a whole number, got '1.5'"),
-        ("jtds:standardise=2", "standardise wants true or false, got '2'"),
+        ("jtds:feature_bias=2", "feature_bias wants true or false, got '2'"),
         ("cosine_similarity:form=../x", "form wants a word, got '../x'"),
         ("arml:total=some", "total wants a number or none, got 'some'"),
         ("jtds:outer_optimizer=adam", "outer_optimizer is not a number or word; a config has to set it"),
