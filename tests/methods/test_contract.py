@@ -172,6 +172,7 @@ def test_losses_below_zero_do_not_stop_it(name, ordinary_promotion):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state.params, metrics)))
 
 
+@pytest.mark.parametrize("name", EVERY)
 def test_a_batch_that_is_not_finite_leaves_no_trace(name, ordinary_promotion):
     """An optimiser can skip its update; what the method remembers must not keep it either."""
     problem, dev = problems()

@@ -52,7 +52,7 @@ def train(model, params, method, optimizer=None, steps=2, **options):
     return state, metrics
 
 
-@pytest.mark.parametrize("name", every(("arml", "wamal")))
+@pytest.mark.parametrize("name", every(("arml",)))
 def test_a_frozen_leaf_is_a_constant_to_every_method(name):
     state, metrics = train(MODEL, PARAMS, method_of(name))
     alone, others = train(CONSTANT, INNER.params, method_of(name))
