@@ -10,14 +10,9 @@ compares all methods over all variants. A run takes some seconds on two CPU core
 
 import dataclasses
 
-import jax.numpy as jnp
-import optax
-
 from auxjax.models import MLP
 from experiments.contract import Experiment
 from experiments.data import known_worth as data
-from experiments.inputs.batches import Draw, Draws
-from experiments.methods.defaults import common_options
 from experiments.settings import RunSettings, setting
 from experiments.tasks import known_worth
 
@@ -44,26 +39,10 @@ def load(settings, seed, data_dir):
     return data.load(seed, variant=settings.variant)
 
 
-def method_options(settings, shapes) -> dict[str, dict]:
-    """Options of the methods that need some; all weights have one learning rate."""
-    options = common_options(settings, shapes, shapes.tasks[1:], max_updates=150, fixed_weight=1.0)
-    options["arml"]["outer_optimizer"] = optax.adam(settings.weight_learning_rate)
-    return options
+method_options = known_worth.method_options
 
 
 def build(settings, shapes) -> Experiment:
     """The experiment: a multilayer perceptron trained by Adam."""
     network = MLP(hidden=(settings.hidden, settings.hidden), heads=known_worth.heads(shapes))
-
-    def init_params(key):
-        return network.init(key, jnp.zeros((1, *shapes.inputs), jnp.float32))["params"], None
-
-    return Experiment(
-        model=known_worth.task_model(network, shapes),
-        optimizer=optax.adam(settings.learning_rate),
-        init_params=init_params,
-        draw_inner=Draws({"labelled": Draw(settings.batch_size), "pool": Draw(settings.pool_batch_size)}),
-        draw_outer=Draws({"labelled": Draw(settings.outer_batch_size, pool="dev")}),
-        evaluators=(known_worth.evaluator(network),),
-        metric="accuracy",
-    )
+    return known_worth.experiment(network, settings, shapes)

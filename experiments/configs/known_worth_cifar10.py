@@ -10,15 +10,10 @@ A run takes a minute or two on two CPU cores.
 
 import dataclasses
 
-import jax.numpy as jnp
-import optax
-
 from auxjax.models import ConvNet
-from experiments.configs import known_worth as on_digits
 from experiments.contract import Experiment
 from experiments.data import known_worth_cifar10 as data
 from experiments.data.known_worth import VARIANTS
-from experiments.inputs.batches import Draw, Draws
 from experiments.settings import RunSettings, setting
 from experiments.tasks import known_worth
 
@@ -56,22 +51,10 @@ def load(settings, seed, data_dir):
     return data.load(seed, data_dir=data_dir, **chosen)
 
 
-method_options = on_digits.method_options
+method_options = known_worth.method_options
 
 
 def build(settings, shapes) -> Experiment:
     """The experiment: a convolutional network without normalisation, trained by Adam."""
     network = ConvNet(channels=settings.channels, heads=known_worth.heads(shapes))
-
-    def init_params(key):
-        return network.init(key, jnp.zeros((1, *shapes.inputs), jnp.float32))["params"], None
-
-    return Experiment(
-        model=known_worth.task_model(network, shapes),
-        optimizer=optax.adam(settings.learning_rate),
-        init_params=init_params,
-        draw_inner=Draws({"labelled": Draw(settings.batch_size), "pool": Draw(settings.pool_batch_size)}),
-        draw_outer=Draws({"labelled": Draw(settings.outer_batch_size, pool="dev")}),
-        evaluators=(known_worth.evaluator(network),),
-        metric="accuracy",
-    )
+    return known_worth.experiment(network, settings, shapes)

@@ -4,8 +4,11 @@ import jax.numpy as jnp
 import optax
 
 from auxjax import TaskLosses, TaskModel
+from experiments.contract import Experiment
 from experiments.evaluation import classification
 from experiments.evaluation.evaluators import Evaluator
+from experiments.inputs.batches import Draw, Draws
+from experiments.methods.defaults import common_options
 
 PRIMARY = "class"
 KINDS = ("binary", "real")
@@ -63,3 +66,33 @@ def evaluator(network) -> Evaluator:
         return network.apply({"params": params}, images, train=False).heads[PRIMARY]
 
     return classification.accuracy(scores_of)
+
+
+def method_options(settings, shapes) -> dict[str, dict]:
+    """Options of the methods that need some; all weights have one learning rate."""
+    options = common_options(settings, shapes, shapes.tasks[1:], max_updates=150, fixed_weight=1.0)
+    options["arml"]["outer_optimizer"] = optax.adam(settings.weight_learning_rate)
+    return options
+
+
+def experiment(network, settings, shapes) -> Experiment:
+    """A network without model state, trained by Adam.
+
+    Args:
+      network: of `auxjax.models`, with the heads above.
+      settings: a config's, with `learning_rate`, `batch_size`, `pool_batch_size` and `outer_batch_size`.
+      shapes: `data.pools.Shapes`.
+    """
+
+    def init_params(key):
+        return network.init(key, jnp.zeros((1, *shapes.inputs), jnp.float32))["params"], None
+
+    return Experiment(
+        model=task_model(network, shapes),
+        optimizer=optax.adam(settings.learning_rate),
+        init_params=init_params,
+        draw_inner=Draws({"labelled": Draw(settings.batch_size), "pool": Draw(settings.pool_batch_size)}),
+        draw_outer=Draws({"labelled": Draw(settings.outer_batch_size, pool="dev")}),
+        evaluators=(evaluator(network),),
+        metric="accuracy",
+    )

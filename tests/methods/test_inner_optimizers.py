@@ -63,11 +63,20 @@ def test_a_line_search_sees_the_loss_as_a_function():
 
 
 def test_the_outer_optimiser_gets_the_outer_loss():
+    """One that adds it to every outer variable shows it."""
+
+    def update(updates, state, params=None, *, value, **extras):
+        return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), updates), state
+
     problem, dev = problems()
-    method = auxjax.methods.get("jtds", outer_optimizer=optax.polyak_sgd(1e9), hypergradient=auxjax.one_step(0.1))
-    init, step = auxjax.make_step(linear_model(), method, optax.sgd(0.05))
-    state = jax.eval_shape(init, KEY, problem.params, problem.batch)
-    jax.eval_shape(step, state, problem.batch, dev.batch)
+    shows = optax.GradientTransformationExtraArgs(optax.identity().init, update)
+    init, step = auxjax.make_step(
+        linear_model(), auxjax.methods.get("auto_lambda", outer_optimizer=shows), optax.sgd(0.05), donate=False
+    )
+    start = init(KEY, problem.params, problem.batch)
+    state, metrics = step(start, problem.batch, dev.batch)
+    for old, new in zip(*map(jax.tree.leaves, (start.method.meta, state.method.meta)), strict=True):
+        np.testing.assert_allclose(new - old, np.broadcast_to(metrics["outer_loss"], np.shape(old)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["exact", "finite_difference"])

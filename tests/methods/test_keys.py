@@ -1,6 +1,7 @@
 """No key serves twice by mistake: JAX's own check passes for a model that draws noise, which derivatives see again."""
 
 import jax
+import numpy as np
 import optax
 import pytest
 
@@ -26,5 +27,7 @@ def test_under_jax_debug_key_reuse(name, ordinary_promotion):
         init, step = auxjax.make_step(model, method, optax.adam(0.05), donate=False)
         state = init(key, problem.params, problem.batch)
         for _ in range(2):
-            state, _ = step(state, problem.batch, dev.batch)
+            state, metrics = step(state, problem.batch, dev.batch)
         auxjax.task_weights(model, method, state, problem.batch, key=jax.random.key(1))
+    assert state.step == 2
+    assert np.isfinite(metrics["loss/primary"])

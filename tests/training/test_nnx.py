@@ -67,7 +67,9 @@ def test_every_method_takes_it(name):
 def test_large_models_take_it(transform):
     init, step = auxjax.make_step(transform(MODEL), auxjax.methods.get("equal"), optax.sgd(0.1))
     state = jax.eval_shape(init, KEY, PARAMS, BATCH, STATE)
-    jax.eval_shape(step, state, BATCH, BATCH)
+    after, metrics = jax.eval_shape(step, state, BATCH, BATCH)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert "loss/primary" in metrics
 
 
 def test_inner_updates_move_the_state_once_and_outer_ones_leave_it():
