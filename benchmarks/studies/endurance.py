@@ -37,7 +37,7 @@ from experiments import cli
 from experiments.reporting import terminal
 from experiments.runtime import interruption
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 STEPS, EVERY = 2000, 40
 RUN = ["digits_noise", "--method", "jtds", "--seed", "0", "--steps", str(STEPS)]
 RUN += ["--set", f"checkpoint_every={EVERY}", "--set", "log_every=20", "--set", "hidden=32"]
