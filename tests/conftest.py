@@ -3,6 +3,7 @@
 The devices are faked by XLA on one processor, so that the tests of sharding run everywhere.
 """
 
+import gc
 import os
 import pathlib
 import warnings
@@ -12,6 +13,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+
+# What jax has traced lives long and is much: collected as often as by default it takes a tenth of the time.
+gc.collect()
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)
@@ -34,7 +40,7 @@ def _compiled_programs_do_not_pile_up():
     """They hold memory maps, some 70 per test, and a process may have 65,530: beyond that XLA's compiler crashes."""
     yield
     maps = pathlib.Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") > 20_000:
+    if not maps.exists() or maps.read_bytes().count(b"\n") > 40_000:
         jax.clear_caches()
 
 

@@ -246,7 +246,9 @@ def test_a_result_that_does_not_fit_on_the_disk_is_written_later(copied, capsys,
     assert_same_run(whole, run)
 
 
-@pytest.mark.parametrize("at", [pytest.param(10, marks=pytest.mark.slow), 20, 30, 60])
+@pytest.mark.parametrize(
+    "at", [pytest.param(10, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow), 30, 60]
+)
 def test_preempted_at_any_step_a_run_saves_and_goes_on(half_done, tmp_path, capsys, monkeypatch, at):
     command, whole, _ = half_done
     run = tmp_path / "run"

@@ -64,7 +64,11 @@ def test_gram_matrix_and_norms_in_chunks(trunk, chunk):
 
 @pytest.mark.parametrize(
     "module_of",
-    [lambda path: path, pytest.param(lambda path: path.split("/")[0], marks=pytest.mark.slow), lambda path: "all"],
+    [
+        lambda path: path,
+        pytest.param(lambda path: path.split("/")[0], marks=pytest.mark.slow),
+        pytest.param(lambda path: "all", marks=pytest.mark.slow),
+    ],
 )
 def test_per_module(trunk, module_of):
     modules = modules_by_path(PARAMS, module_of, trunk=trunk)

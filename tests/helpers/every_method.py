@@ -42,7 +42,7 @@ def every(quick):
 
 EVERY = every(SOME)
 # Where a test compiles the same step several times.
-EVERY_COSTLY = every(SOME[:3])
+EVERY_COSTLY = every(("equal", "jtds"))
 # A few with options of a user.
 FEW = {
     "stl": {},

@@ -72,7 +72,7 @@ SOLVERS = {
     "cg, diagonal": (lambda s: cg(**EXACT, preconditioner=jacobi(s)), True, "scheduler"),
     "cg, sketch": (lambda s: cg(**EXACT, preconditioner=sketch(s)), True, "ridge as a field"),
     "normal_cg": (lambda s: normal_cg(max_steps=60, rtol=1e-11), False, "scaled variables"),
-    "gmres": (lambda s: gmres(**EXACT), False, "scaled modules"),
+    "gmres": (lambda s: gmres(**EXACT), False, "scaled variables"),
     "gmres, restarted": (lambda s: gmres(max_steps=200, rtol=1e-11, restart=4), False, "scaled variables"),
     "gmres, diagonal": (lambda s: gmres(**EXACT, preconditioner=jacobi(s)), False, "scaled variables"),
     "bicgstab": (lambda s: bicgstab(**EXACT), False, "scaled modules"),

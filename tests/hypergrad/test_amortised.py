@@ -42,10 +42,13 @@ def path(solved, steps=5):
     [
         warm_started(implicit(cg(max_steps=30, rtol=1e-11, unroll=False))),
         pytest.param(amortise(cg(max_steps=30, rtol=1e-11, unroll=False)), marks=pytest.mark.slow),
-        amortise(
-            lambda sketch: cg(max_steps=30, rtol=1e-11, preconditioner=sketch, unroll=False),
-            prepare=nystrom_preparation(4, damping=0.0),
-            every=3,
+        pytest.param(
+            amortise(
+                lambda sketch: cg(max_steps=30, rtol=1e-11, preconditioner=sketch, unroll=False),
+                prepare=nystrom_preparation(4, damping=0.0),
+                every=3,
+            ),
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             amortise(lambda estimate: neumann(400, step_size=1 / estimate.bound), prepare=power_iteration()),

@@ -63,8 +63,12 @@ def matrix_of(curvature, point) -> np.ndarray:
         columns.append(jax.vmap(lambda e: ravel_pytree(matvec(restore(e)))[0], out_axes=1)(jnp.eye(flat.size)))
         return dense()(matvec, b, init=init, key=key)
 
-    estimate(implicit(solver, curvature=curvature), point)
-    return np.asarray(columns[0])
+    @jax.jit
+    def columns_of(params):
+        estimate(implicit(solver, curvature=curvature), point._replace(params=params))
+        return columns[0]
+
+    return np.asarray(columns_of(point.params))
 
 
 def flat_functions(point):
@@ -89,7 +93,7 @@ def test_gauss_newton_is_the_product_of_its_dense_parts():
 def test_fisher_is_the_weighted_sum_of_outer_products_of_gradients():
     point = network()
     flat, of = flat_functions(point)
-    gradients = np.asarray(jax.jacobian(of(each))(flat))
+    gradients = np.asarray(jax.jit(jax.jacobian(of(each)))(flat))
     slopes = np.asarray(jax.nn.sigmoid(point.meta)) / len(gradients)
     expected = gradients.T @ (slopes[:, None] * gradients) + 0.02 * np.eye(flat.size)
     np.testing.assert_allclose(matrix_of(fisher(each, weigh), point), expected, rtol=1e-10, atol=1e-13)

@@ -15,7 +15,9 @@ def equal_trees(came, wanted, **tolerances):
         np.testing.assert_allclose(a, b, **tolerances)
 
 
-@pytest.mark.parametrize("name", ["plain", pytest.param("momentum", marks=pytest.mark.slow), "adam"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("plain", marks=pytest.mark.slow), pytest.param("momentum", marks=pytest.mark.slow), "adam"]
+)
 def test_is_the_one_step_hypergradient_up_to_the_square_of_epsilon(name, ordinary_promotion):
     """Half the displacement, a quarter of the error, in the gradient and in the residual; everything else is equal."""
     optimizer = {"plain": 0.4, "momentum": optax.sgd(0.4, momentum=0.9), "adam": optax.adam(0.05, eps_root=1e-8)}[name]

@@ -35,7 +35,7 @@ def moving_state(optimizer, params):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "momentum")) for name in LOOK_AHEADS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("momentum", "plain"))) for name in LOOK_AHEADS]
 )
 def test_is_the_derivative_of_the_outer_loss_after_a_real_step(name, ordinary_promotion):
     """The direct part at the new params included, and equal to one unrolled step in all but where J is measured."""

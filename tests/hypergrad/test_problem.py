@@ -124,12 +124,12 @@ def test_meta_that_no_loss_uses_has_zero_gradient():
 
 
 ESTIMATORS = [implicit(dense()), one_step(0.1), finite_difference(0.1), unrolled(3, 0.1)]
-# Every estimator with a loss and one of them with an update field at once.
+# One estimator with a loss and one with an update field at once.
 KINDS = [
     pytest.param(
         kind,
         estimator,
-        marks=[pytest.mark.slow] * (kind == "update_field" and index != 1),
+        marks=[pytest.mark.slow] * (index != (0 if kind == "inner" else 1)),
         id=f"{kind}-estimator{index}",
     )
     for kind in ("inner", "update_field")

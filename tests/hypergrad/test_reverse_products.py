@@ -105,7 +105,8 @@ def test_estimators_with_state_have_the_option(make):
     assert_same(twice(make(products="reverse"), attention_kernel.kernel), twice(make(), attention_kernel.plain))
 
 
-@pytest.mark.parametrize("name", ["gauss_newton", pytest.param("fisher", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gauss_newton", "fisher"])
 def test_curvatures_take_the_double_reverse_pass(name):
     """And are told by the estimator, by the problem, or by themselves."""
     make = {"gauss_newton": auxjax.gauss_newton, "fisher": auxjax.fisher}[name]

@@ -22,10 +22,14 @@ LIMITS = {"root": 6.0, "inverse root": 1.0, "quotient": 1.0, "inside jit": 2.0, 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_is_the_function_and_its_derivatives(name):
     function, finite = FUNCTIONS[name], finite_slopes(FUNCTIONS[name])
+
+    def derivatives(f):
+        return jax.jit(lambda x: [jax.grad(f)(x), jax.jacfwd(f)(x), jax.grad(jax.grad(f))(x)])
+
+    found, expected = derivatives(finite), derivatives(function)
     for x in (0.7, 2.0):
         np.testing.assert_array_equal(finite(x), function(x))
-        for derivative in (jax.grad, jax.jacfwd, lambda f: jax.grad(jax.grad(f))):
-            np.testing.assert_allclose(derivative(finite)(x), derivative(function)(x), rtol=1e-15)
+        np.testing.assert_allclose(found(x), expected(x), rtol=1e-14)
 
 
 @pytest.mark.parametrize("name", LIMITS)

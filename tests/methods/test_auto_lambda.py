@@ -42,7 +42,7 @@ def test_the_gradient_is_that_of_the_look_ahead(form, masked):
 
 
 @pytest.mark.parametrize("form", [pytest.param("finite_difference", marks=pytest.mark.slow), "exact"])
-@pytest.mark.parametrize("size", [0.0, 1e-200])
+@pytest.mark.parametrize("size", [0.0, pytest.param(1e-200, marks=pytest.mark.slow)])
 def test_params_without_a_gradient_do_no_harm_under_adam(form, size, ordinary_promotion):
     """Adam's root has no derivative there, nor where the gradient's square is 0 in floating point. The others' part is
     that of the problem without such params."""

@@ -1,5 +1,7 @@
 """Gradient cosine similarity against gradients written out, on a network with trunk and heads."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,13 @@ KEY = jax.random.key(0)
 TASKS = ("primary", "aux0", "aux1", "aux2")
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("form", ["gate", "weighted"])
-@pytest.mark.parametrize("per", ["trunk", "leaf"])
+ALL = list(itertools.product(("gate", "weighted"), ("trunk", "leaf"), (False, True)))
+QUICK = [("gate", "trunk", False), ("weighted", "leaf", True)]
+
+
+@pytest.mark.parametrize(
+    ("form", "per", "masked"), [pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in ALL]
+)
 def test_an_update_is_the_formula(form, per, masked):
     problem, model = network_problem(1, num_tasks=4, masked=masked)
     module_of = {"trunk": None, "leaf": lambda path: path}[per]

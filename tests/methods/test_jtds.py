@@ -121,7 +121,7 @@ def mild_schedule():
     return {task: part._replace(slope=0.1 * part.slope) for task, part in scaled.items()}
 
 
-@pytest.mark.parametrize("jacobian", ["exact", "held_fixed"])
+@pytest.mark.parametrize("jacobian", ["exact", pytest.param("held_fixed", marks=pytest.mark.slow)])
 def test_hypergradient_is_that_of_the_re_solved_inner_problem(jacobian):
     """Exact: of the true fixed point. Held fixed: of the problem whose filter does not see the params move."""
     problem, dev, schedule = LinearTasks.make(6, num_tasks=3), LinearTasks.make(7, num_tasks=3), mild_schedule()

@@ -93,7 +93,7 @@ def test_heads_are_outside_of_the_modules():
         np.testing.assert_allclose(before - after, np.tensordot(row, gradients[name], 1), rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("constraint", ["relu", "softplus", "projection"])
+@pytest.mark.parametrize("constraint", ["relu", pytest.param("softplus", marks=pytest.mark.slow), "projection"])
 @pytest.mark.parametrize("solver", ["dense", pytest.param("gmres", marks=pytest.mark.slow)])
 def test_the_hypergradient_is_that_of_the_solved_lower_level(constraint, solver):
     """With J^T: the field of two modules is not a gradient."""

@@ -106,7 +106,10 @@ CASES = {
     "three steps": {"look_ahead_steps": 3},
     "soft_label_loss": {"own_loss": True},
 }
-QUICK = [pytest.param(case, marks=[pytest.mark.slow] * (case in ("one step, masked", "three steps"))) for case in CASES]
+QUICK = [
+    pytest.param(case, marks=[pytest.mark.slow] * (case in ("one step, masked", "three steps", "differences")))
+    for case in CASES
+]
 
 
 @pytest.mark.parametrize("name", ["maxl", pytest.param("wamal", marks=pytest.mark.slow)])
@@ -146,7 +149,8 @@ def test_normalised_weights():
     np.testing.assert_allclose(jnp.mean(weights), WEIGHT, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["maxl", pytest.param("wamal", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["maxl", "wamal"])
 def test_the_implicit_form_is_the_derivative_of_the_solved_problem(name):
     problem, dev = (generation_problem(seed) for seed in (0, 1))
     method = method_of(name, hypergradient=auxjax.implicit(auxjax.dense()))

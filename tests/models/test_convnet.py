@@ -17,7 +17,7 @@ def make(**options):
     return model, model.init(jax.random.key(1), X)
 
 
-@pytest.mark.parametrize("norm", ["none", "group", "batch"])
+@pytest.mark.parametrize("norm", ["none", pytest.param("group", marks=pytest.mark.slow), "batch"])
 def test_shapes_names_and_trunk(norm):
     model, variables = make(norm=norm, dense=(5,))
     out = jax.jit(model.apply)(variables, X)

@@ -11,7 +11,7 @@ from tests.helpers.linear_systems import spd
 SOLVERS = {"cg": cg, "minres": minres, "gmres": gmres, "bicgstab": bicgstab, "normal_cg": normal_cg}
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "cg")) for name in SOLVERS])
 def test_the_derivative_in_the_guess_is_zero(name):
     """With and without one in the right-hand side, and that in one leaf of the right-hand side alone."""
     diagonal = jnp.array([1.0, 2.0, 3.0])

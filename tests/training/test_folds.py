@@ -15,7 +15,7 @@ from auxjax.training.checkpoint import open_checkpoints, restore, save
 from auxjax.training.folds import fold_of, fold_rows
 from auxjax.training.parallel import data_mesh
 from auxjax.training.step import make_updates
-from tests.helpers.every_method import EVERY, method_of, with_state
+from tests.helpers.every_method import EVERY_COSTLY, method_of, with_state
 from tests.helpers.training_problems import LinearTasks, linear_model, numpy_losses
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
@@ -122,7 +122,9 @@ def clamp(meta):
     [
         ("jtds", {"warm_start": True}, "meta", lambda meta: meta),
         ("auxilearn", {}, "meta", clamp),
-        ("arml", {}, "weights", lambda weights: auxjax.project_simplex(weights, 2.0)),
+        pytest.param(
+            "arml", {}, "weights", lambda weights: auxjax.project_simplex(weights, 2.0), marks=pytest.mark.slow
+        ),
         pytest.param("auto_lambda", {"form": "exact"}, "meta", lambda meta: meta, marks=pytest.mark.slow),
         pytest.param("ol_aux", {}, "weights", lambda weights: weights, marks=pytest.mark.slow),
     ],
@@ -151,7 +153,7 @@ def test_folds_are_a_plain_loop_over_them(name, options, variables, project):
             np.testing.assert_allclose(found[metric], mean, rtol=1e-6 if "matvecs" in metric else 1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [case for case in EVERY if method_of(case.values[0]).shared is not None])
+@pytest.mark.parametrize("name", [case for case in EVERY_COSTLY if method_of(case.values[0]).shared is not None])
 def test_copies_that_see_the_same_are_one_run(name):
     """The mean of equal hypergradients is one of them: what is shared, and where, is right in every method."""
     method, model = method_of(name), with_state(linear_model())

@@ -161,7 +161,13 @@ def test_weights_that_cannot_be_used_are_named(tmp_path, log, examples, message)
 
 
 @pytest.mark.parametrize(
-    ("changes", "devices"), [({}, 1), ({"input": "stream", "inner_steps": 2}, 1), ({"dev": "train"}, 1), ({}, 4)]
+    ("changes", "devices"),
+    [
+        pytest.param({}, 1, marks=pytest.mark.slow),
+        pytest.param({"input": "stream", "inner_steps": 2}, 1, marks=pytest.mark.slow),
+        ({"dev": "train"}, 1),
+        ({}, 4),
+    ],
 )
 def test_every_example_gets_its_own_weight(setting, tmp_path, changes, devices):
     """Two updates on all examples, in any order, against the formula."""
