@@ -21,7 +21,7 @@ import numpy as np
 
 from auxjax import methods as known_methods
 from auxjax.training.refit import kept, relative_weights
-from benchmarks.known_worth import cross_fit, report
+from benchmarks.known_worth import cross_fit, report, retraining
 from benchmarks.known_worth.training import Bench, inputs, train
 from benchmarks.shared.paths import home_path
 from experiments import cli
@@ -54,6 +54,14 @@ ABLATION: dict[str, dict] = {
     "cross_fit, one round": {"rounds": 1},
     "cross_fit, early moments too": {"measure_at": (0.5, 0.75, 1.0)},
 }
+# What a sceptic would do instead: train without a task and look; short trainings, as long as a round, and whole ones.
+RETRAINING: dict[str, dict] = {
+    "leave one out": {"how": "leave one out", "updates": 100},
+    "leave one out, long": {"how": "leave one out", "updates": STEPS},
+    "forward selection": {"how": "forward selection", "updates": 100},
+    "forward selection, long": {"how": "forward selection", "updates": STEPS},
+}
+SETS = {"ablation": ABLATION, "retraining": RETRAINING}  # words for --methods
 ORACLES = {"known_worth": 3.0, "known_worth_cifar10": 10.0}  # weight of the helpful tasks; the others have 0
 OPTIONS = {"auxinash": "auxinash:refresh=outer"}
 
@@ -152,6 +160,8 @@ def run_method(book: Book, bench: Bench, variant: str, method: str, seeds: list[
     start = time.perf_counter()
     if method in ("cross_fit", *ABLATION):
         weights = cross_fit.learn(bench, variant, seeds, **ABLATION.get(method, {}))
+    elif method in RETRAINING:
+        weights = retraining.learn(bench, variant, seeds, **RETRAINING[method])
     else:
         with_dev = "outer_batch" not in known_methods.info(method).needs
         row = train(bench, variant, OPTIONS.get(method, method), seeds, with_dev=with_dev, steps=steps)
@@ -172,7 +182,7 @@ def main(argv=None) -> int:
     parser.add_argument("--config", default="known_worth", choices=("known_worth", "known_worth_cifar10"), help=about)
     parser.add_argument("--data-dir", type=home_path, metavar="DIR", help="where the images lie, see docs/data.md")
     parser.add_argument("--variants", default=",".join(VARIANTS), metavar="V,V,...", help="default: all")
-    about = "default: all; none for none; ablation for cross_fit without its parts"
+    about = "default: all; none for none; ablation for cross_fit without its parts, retraining for leaving tasks out"
     parser.add_argument("--methods", default=",".join(METHODS), metavar="M,M,...", help=about)
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds 0 to N - 1 (default 10)")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="inner updates of a run (default 2000)")
@@ -180,12 +190,13 @@ def main(argv=None) -> int:
     options = parser.parse_args(argv)
     variants = [name for name in options.variants.split(",") if name]
     wanted = [name for name in options.methods.split(",") if name and name != "none"]
-    if "ablation" in wanted:
-        wanted[wanted.index("ablation") : wanted.index("ablation") + 1] = ABLATION
-    for name, there in ((variants, VARIANTS), (wanted, (*METHODS, *ABLATION))):
+    wanted = [one for name in wanted for one in SETS.get(name, (name,))]
+    for name, there in ((variants, VARIANTS), (wanted, (*METHODS, *ABLATION, *RETRAINING))):
         for one in name:
             if one not in there:
                 parser.error(f"{one!r}: expected one of {', '.join(there)}")
+    if options.config != "known_worth" and set(wanted) & set(RETRAINING):
+        parser.error(f"--config {options.config}: leaving tasks out is for digits, whose networks train side by side")
     seeds = list(range(options.seeds))
     bench, book = Bench(options.config, options.data_dir), Book(options.out)
     for name in controls(options.config):

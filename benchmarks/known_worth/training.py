@@ -79,7 +79,7 @@ def stacked(trees):
 
 
 @functools.lru_cache(maxsize=64)
-def _program(bench: Bench, label: str, shapes):
+def program(bench: Bench, label: str, shapes):
     """`(init, step, experiment)` of a method; variants of one shape share it."""
     config, settings = configs.get(bench.config), bench.settings()
     experiment = config.build(settings, shapes)
@@ -133,7 +133,7 @@ def train(bench: Bench, variant: str, label: str, seeds, *, with_dev: bool, weig
 def _train_together(bench: Bench, variant: str, label: str, seeds, *, with_dev: bool, weights, steps: int) -> Row:
     settings = bench.settings()
     given = inputs(bench, variant, tuple(seeds), with_dev)
-    init, step, experiment = _program(bench, label, given.shapes)
+    init, step, experiment = program(bench, label, given.shapes)
     keys, params = keys_and_params(experiment, seeds)
     state = init(keys, params, given.inner)
     if weights is not None:

@@ -3,12 +3,16 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.known_worth import report
+from auxjax import make_step
+from auxjax.methods import get
+from benchmarks.known_worth import report, retraining
 from benchmarks.known_worth.__main__ import aurocs, learned_weights, main, selected
 from benchmarks.known_worth.training import Bench, Row
+from experiments.configs import known_worth
 from experiments.configs import known_worth_cifar10 as images
 from tests.helpers.cifar_files import write_cifar10_archive
 
@@ -64,6 +68,9 @@ def test_an_unknown_method_or_variant_is_named(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([*option, "--out", str(tmp_path / "out")])
         assert "expected one of" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--config", "known_worth_cifar10", "--methods", "retraining", "--out", str(tmp_path / "out")])
+    assert "leaving tasks out is for digits" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -95,3 +102,43 @@ def test_a_short_run_on_images(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
     assert {"equal", "oracle", "helpful at 3", "cross_fit+refit"} <= {row["name"] for row in rows}
     assert all(len(row["accuracy"]) == 2 for row in rows)
+
+
+def test_leaving_tasks_out_and_taking_them_in_on_losses_that_are_known():
+    """H = 3 - sum of what the tasks are worth, tasks 0 and 2 helping and task 1 harming; and one that only helps 0."""
+    worth = np.array([1.0, -0.5, 0.25, 0.0])
+
+    def losses(subsets):
+        return 3 - subsets @ worth - 0.5 * (subsets[:, 0] & subsets[:, 3])
+
+    np.testing.assert_array_equal(retraining.leave_one_out(losses, 4), [True, False, True, True])
+    np.testing.assert_array_equal(retraining.forward_selection(losses, 4), [True, False, True, True])
+    np.testing.assert_array_equal(retraining.forward_selection(lambda subsets: subsets.sum(axis=1), 4), [False] * 4)
+    np.testing.assert_array_equal(retraining.forward_selection(lambda subsets: -subsets.sum(axis=1), 4), [True] * 4)
+
+
+@pytest.mark.slow
+@jax.numpy_dtype_promotion("standard")
+def test_held_out_losses_are_those_of_networks_trained_one_by_one():
+    """Three of them, each beside its own labels, on the folds that cross_fit has."""
+    bench = Bench()
+    folds = retraining.load(bench, "plain", 1)
+    subsets = np.array([[False] * 12, [True] * 12, [True] * 4 + [False] * 8])
+    found = retraining.held_out_losses(bench, folds, 1, subsets, updates=10)
+    experiment = known_worth.build(known_worth.Settings(), folds.shapes)
+    tasks = folds.shapes.tasks[1:]
+    method = get("fixed_weights", weights=dict.fromkeys(tasks, 1.0))
+    init, step = make_step(
+        experiment.model, method, experiment.optimizer, inner_steps=10, draw_inner=experiment.draw_inner
+    )
+    for subset, expected in zip(subsets, found, strict=True):
+        weights = dict(zip(tasks, map(float, subset), strict=True))
+        losses = []
+        for fold in range(retraining.FOLDS):
+            inner, held_out = (jax.tree.map(lambda leaf, f=fold: leaf[f], tree) for tree in folds[:2])
+            key_params, key_run = jax.random.split(jax.random.key(retraining.FOLDS + fold))
+            state = init(key_run, experiment.init_params(key_params)[0], inner)
+            wanted = {task: jnp.full_like(weight, weights.get(task, 1.0)) for task, weight in state.method.items()}
+            state, _ = step(state._replace(method=wanted), inner)
+            losses.append(experiment.model.losses(state.params, held_out, None).values["class"].mean())
+        assert expected == pytest.approx(np.mean(losses), rel=1e-5)
