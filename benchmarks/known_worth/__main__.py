@@ -54,6 +54,15 @@ ABLATION: dict[str, dict] = {
     "cross_fit, one round": {"rounds": 1},
     "cross_fit, early moments too": {"measure_at": (0.5, 0.75, 1.0)},
 }
+# The same on images, where a round has to be longer before held-out labels show what a task is worth.
+LONG = {"updates": 250, "measure_at": (0.7, 0.85, 1.0)}
+ERROR = {**LONG, "outer_loss": "expected_error"}
+IMAGES: dict[str, dict] = {
+    "cross_fit, long rounds, expected error": ERROR,
+    "cross_fit, long rounds": LONG,
+    "cross_fit, long rounds, expected error, one step": {**ERROR, "estimator": "one_step"},
+    "cross_fit, long rounds, one step": {**LONG, "estimator": "one_step"},
+}
 # What a sceptic would do instead: train without a task and look; short trainings, as long as a round, and whole ones.
 RETRAINING: dict[str, dict] = {
     "leave one out": {"how": "leave one out", "updates": 100},
@@ -61,7 +70,8 @@ RETRAINING: dict[str, dict] = {
     "forward selection": {"how": "forward selection", "updates": 100},
     "forward selection, long": {"how": "forward selection", "updates": STEPS},
 }
-SETS = {"ablation": ABLATION, "retraining": RETRAINING}  # words for --methods
+SETS = {"ablation": ABLATION, "images": IMAGES, "retraining": RETRAINING}  # words for --methods
+CROSS_FITS = {"cross_fit": {}, **ABLATION, **IMAGES}
 ORACLES = {"known_worth": 3.0, "known_worth_cifar10": 10.0}  # weight of the helpful tasks; the others have 0
 OPTIONS = {"auxinash": "auxinash:refresh=outer"}
 
@@ -158,8 +168,8 @@ def run_method(book: Book, bench: Bench, variant: str, method: str, seeds: list[
     if book.has(variant, f"{method}+keep", seeds):
         return
     start = time.perf_counter()
-    if method in ("cross_fit", *ABLATION):
-        weights = cross_fit.learn(bench, variant, seeds, **ABLATION.get(method, {}))
+    if method in CROSS_FITS:
+        weights = cross_fit.learn(bench, variant, seeds, **CROSS_FITS[method])
     elif method in RETRAINING:
         weights = retraining.learn(bench, variant, seeds, **RETRAINING[method])
     else:
@@ -182,24 +192,34 @@ def main(argv=None) -> int:
     parser.add_argument("--config", default="known_worth", choices=("known_worth", "known_worth_cifar10"), help=about)
     parser.add_argument("--data-dir", type=home_path, metavar="DIR", help="where the images lie, see docs/data.md")
     parser.add_argument("--variants", default=",".join(VARIANTS), metavar="V,V,...", help="default: all")
-    about = "default: all; none for none; ablation for cross_fit without its parts, retraining for leaving tasks out"
+    about = (
+        "default: all; none for none; ablation for cross_fit without its parts, images for its forms on images, "
+        "retraining for leaving tasks out"
+    )
     parser.add_argument("--methods", default=",".join(METHODS), metavar="M,M,...", help=about)
-    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds 0 to N - 1 (default 10)")
+    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="how many seeds (default 10)")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="the first of them (default 0)")
+    parser.add_argument("--controls", metavar="C,C,...", help="default: all, see the table")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="inner updates of a run (default 2000)")
     parser.add_argument("--out", required=True, type=home_path, metavar="DIR", help="rows, table and plots")
     options = parser.parse_args(argv)
     variants = [name for name in options.variants.split(",") if name]
     wanted = [name for name in options.methods.split(",") if name and name != "none"]
     wanted = [one for name in wanted for one in SETS.get(name, (name,))]
-    for name, there in ((variants, VARIANTS), (wanted, (*METHODS, *ABLATION, *RETRAINING))):
+    for name, there in ((variants, VARIANTS), (wanted, (*METHODS, *CROSS_FITS, *RETRAINING))):
         for one in name:
             if one not in there:
                 parser.error(f"{one!r}: expected one of {', '.join(there)}")
     if options.config != "known_worth" and set(wanted) & set(RETRAINING):
         parser.error(f"--config {options.config}: leaving tasks out is for digits, whose networks train side by side")
-    seeds = list(range(options.seeds))
+    seeds = list(range(options.first_seed, options.first_seed + options.seeds))
     bench, book = Bench(options.config, options.data_dir), Book(options.out)
-    for name in controls(options.config):
+    known = controls(options.config)
+    chosen = list(known) if options.controls is None else [name for name in options.controls.split(",") if name]
+    for name in chosen:
+        if name not in known:
+            parser.error(f"{name!r}: expected one of {', '.join(known)}")
+    for name in chosen:
         for variant in variants:
             run_control(book, bench, variant, name, seeds, options.steps)
     for method in wanted:

@@ -1,5 +1,6 @@
 """`cross_fit` on the bench, seed after seed, as `experiments` runs it and with its parts exchanged."""
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -22,7 +23,15 @@ ROUNDS = inspect.signature(learn_weights).parameters["rounds"].default
 
 
 def learn(
-    bench: Bench, variant: str, seeds, *, estimator: str = "exact", rounds: int = ROUNDS, folds: int = 4, **options
+    bench: Bench,
+    variant: str,
+    seeds,
+    *,
+    estimator: str = "exact",
+    rounds: int = ROUNDS,
+    folds: int = 4,
+    outer_loss: str = "cross_entropy",
+    **options,
 ):
     """The weights of every seed, `{task: [S]}`, the primary task's 1.
 
@@ -33,9 +42,11 @@ def learn(
       estimator: one of `ESTIMATORS`.
       rounds: how many.
       folds: how many.
+      outer_loss: of the held-out labels, see `experiments.tasks.known_worth`.
       **options: of `auxjax.make_rounds`.
     """
-    settings, options = bench.settings(variant), {"folds": folds, **options}
+    settings = dataclasses.replace(bench.settings(variant), outer_loss=outer_loss)
+    options = {"folds": folds, **options}
     options["hypergradient"] = ESTIMATORS[estimator]
     names, found = [], []
     for seed in seeds:

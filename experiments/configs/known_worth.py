@@ -19,12 +19,13 @@ from experiments.tasks import known_worth
 
 @dataclasses.dataclass(frozen=True)
 class Settings(RunSettings):
-    """Beside those of any run: the variant, examples of the pool per batch, the width of the hidden layers."""
+    """Beside those of any run: the variant, examples of the pool per batch, the outer loss, the width of the layers."""
 
     variant: str = setting("plain", choices=tuple(data.VARIANTS))
     steps: int = 2000
     batch_size: int = 250  # all that are labelled
     pool_batch_size: int = setting(64, least=1)
+    outer_loss: str = setting("cross_entropy", choices=tuple(known_worth.OUTER_LOSSES))
     outer_batch_size: int = 250
     learning_rate: float = 1e-3
     outer_learning_rate: float = 0.1

@@ -28,6 +28,7 @@ class Settings(RunSettings):
       pool_size: images with auxiliary labels.
       side: height and width of the images.
       pool_batch_size: examples of the pool per batch.
+      outer_loss: of held-out labels: cross-entropy, or the expected error, which calibration moves less.
       channels: of the convolutions.
     """
 
@@ -38,6 +39,7 @@ class Settings(RunSettings):
     steps: int = 2000
     batch_size: int = 500  # all that are labelled
     pool_batch_size: int = setting(64, least=1)
+    outer_loss: str = setting("cross_entropy", choices=tuple(known_worth.OUTER_LOSSES))
     outer_batch_size: int = 500
     learning_rate: float = 1e-3
     outer_learning_rate: float = 0.1

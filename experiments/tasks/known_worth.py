@@ -1,5 +1,6 @@
 """A class from a few labelled images, and auxiliary tasks, yes-or-no or real, from a pool of others."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -25,8 +26,28 @@ def heads(shapes) -> dict[str, int]:
     return {PRIMARY: shapes.num_classes, **{kind: len(names) for kind, names in names_of(shapes).items()}}
 
 
-def task_model(network, shapes) -> TaskModel:
-    """The `TaskModel`: cross-entropies, and half the squared error of real targets."""
+def expected_error(logits, labels):
+    """`1 - p_label`, `[n]`: the share of mistakes of predictions that are drawn from the probabilities.
+
+    Bounded, so that a network that is too sure of itself does not gain by being less sure alone.
+    """
+    return 1.0 - jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], axis=1)[:, 0]
+
+
+OUTER_LOSSES = {
+    "cross_entropy": optax.softmax_cross_entropy_with_integer_labels,
+    "expected_error": expected_error,
+}
+
+
+def task_model(network, shapes, outer_loss: str = "cross_entropy") -> TaskModel:
+    """The `TaskModel`: cross-entropies, and half the squared error of real targets.
+
+    Args:
+      network: with the heads above.
+      shapes: `data.pools.Shapes`.
+      outer_loss: of the primary task where a batch has no part "pool", one of `OUTER_LOSSES`.
+    """
     by_kind = names_of(shapes)
 
     def outputs(params, batch, key):
@@ -39,8 +60,8 @@ def task_model(network, shapes) -> TaskModel:
     def output_losses(out, batch, key):
         del key
         known = out["labelled"]
-        labels = batch["labelled"]["label"]
-        values = {PRIMARY: optax.softmax_cross_entropy_with_integer_labels(known.heads[PRIMARY], labels)}
+        of_primary = OUTER_LOSSES["cross_entropy" if "pool" in out else outer_loss]
+        values = {PRIMARY: of_primary(known.heads[PRIMARY], batch["labelled"]["label"])}
         features = {PRIMARY: known.features}
         for kind, names in by_kind.items() if "pool" in out else ():
             found = _LOSSES[kind](out["pool"].heads[kind], batch["pool"][kind].astype(jnp.float32))
@@ -80,7 +101,7 @@ def experiment(network, settings, shapes) -> Experiment:
 
     Args:
       network: of `auxjax.models`, with the heads above.
-      settings: a config's, with `learning_rate`, `batch_size`, `pool_batch_size` and `outer_batch_size`.
+      settings: a config's, with `outer_loss`, `learning_rate` and the sizes of the batches.
       shapes: `data.pools.Shapes`.
     """
 
@@ -88,7 +109,7 @@ def experiment(network, settings, shapes) -> Experiment:
         return network.init(key, jnp.zeros((1, *shapes.inputs), jnp.float32))["params"], None
 
     return Experiment(
-        model=task_model(network, shapes),
+        model=task_model(network, shapes, settings.outer_loss),
         optimizer=optax.adam(settings.learning_rate),
         init_params=init_params,
         draw_inner=Draws({"labelled": Draw(settings.batch_size), "pool": Draw(settings.pool_batch_size)}),
