@@ -178,12 +178,12 @@ def arml(
         moved = descent.apply_updates(previous.weights, updates)
         weights = project(moved, previous.weights, others, total_of(moved.shape[0]))
         new = previous._replace(
-            weights=weights,
-            opt_state=opt_state,
+            weights=weights,  # those of absent tasks are what they were, and so are their means where they have settled
+            opt_state=absent_tasks.keep_unseen(others, opt_state, previous.opt_state),
             fast=_FAST * previous.fast + (1 - _FAST) * weights,
             slow=_SLOW * previous.slow + (1 - _SLOW) * weights,
+            updates=previous.updates + jnp.int32(1),
         )
-        new = absent_tasks.keep_unseen(others, new, previous)._replace(updates=previous.updates + jnp.int32(1))
         if form == "two_stage":
             # Once sampling has ended nothing moves any more.
             new = _choose(previous.sampling, end_sampling(new), previous)

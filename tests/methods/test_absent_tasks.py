@@ -39,7 +39,13 @@ def of_task(name, state):
         where = jax.tree_util.keystr(path)
         if "aux1" in where:
             found[where] = leaf
-        elif "aux0" in where or "primary" in where or "hypergradient" in where or jnp.ndim(leaf) == 0:
+        elif (
+            "aux0" in where
+            or "primary" in where
+            or "hypergradient" in where
+            or jnp.ndim(leaf) == 0
+            or (name == "arml" and where in (".fast", ".slow"))
+        ):
             continue
         elif leaf.shape[-1] in (2, 3):
             place = NAMES.index("aux1") if name in BY_NAME else -1
@@ -100,6 +106,20 @@ def test_arml_shares_what_the_absent_task_leaves_of_the_total():
     after = step(state, part)[0].method.weights
     assert after[0] == 1.8
     np.testing.assert_allclose(jnp.sum(after), 3.0, rtol=1e-12)
+
+
+def test_arml_ends_sampling_with_weights_of_its_total_whatever_is_absent(ordinary_promotion):
+    """The means that become the weights follow a weight that stays, too: their sum is the total's at any time."""
+    problem = LinearTasks.make(0, num_tasks=3)
+    options = {"form": "two_stage", "step_size": 0.0, "temperature": 0.0, "outer_optimizer": optax.sgd(0.3)}
+    method = auxjax.methods.get("arml", **options, min_updates=1, max_updates=40)
+    init, step = auxjax.make_step(linear_model(), method, optax.sgd(0.05), donate=False)
+    state = init(KEY, problem.params, problem.batch)
+    for number in range(42):
+        state, metrics = step(state, problem.batch if number < 5 else without(problem.batch, "aux1"))
+        np.testing.assert_allclose(jnp.sum(state.method.weights), 2.0, rtol=1e-12)
+        np.testing.assert_allclose(jnp.sum(state.method.slow), 2.0, rtol=1e-12)
+    assert not metrics["sampling"]
 
 
 def test_projecting_the_rest_is_projecting_it_alone():
