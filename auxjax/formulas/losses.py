@@ -88,17 +88,26 @@ def known_targets(
       `(clean, known)`: an array like `targets`, and bool `[n]`, for `TaskLosses(masks=)`. Cost: one pass.
 
     Raises:
-      TypeError: whole numbers with `missing=NaN`, which they cannot hold.
-      ValueError: a scalar.
+      TypeError: whole numbers with `missing=NaN`, which they cannot hold; no number.
+      ValueError: a scalar; a number that the targets' type cannot hold, such as -1 for bools.
     """
     targets = jnp.asarray(targets)
     if targets.ndim == 0:
         raise ValueError("known_targets(targets=): expected [n] or [n, ...], got a scalar.")
+    for name, value in {"missing": missing, "fill": fill}.items():
+        if not hasattr(value, "__float__"):
+            raise TypeError(f"known_targets({name}=): expected a number, got {value!r}.")
     if np.isnan(missing) and not jnp.issubdtype(targets.dtype, jnp.inexact):
         raise TypeError(
             f"known_targets(targets=): {targets.dtype} has no NaN. Expected missing= with the number that stands for a "
             "missing label, such as missing=-1."
         )
+    for name, value in {"missing": missing, "fill": fill}.items():
+        if not jnp.issubdtype(targets.dtype, jnp.inexact):
+            with np.errstate(all="ignore"):
+                kept = np.asarray(value).astype(targets.dtype)
+            if float(kept) != float(value):
+                raise ValueError(f"known_targets({name}={value}): expected a number that {targets.dtype} can hold.")
     absent = jnp.isnan(targets) if np.isnan(missing) else targets == jnp.asarray(missing, targets.dtype)
     clean = jnp.where(absent, jnp.asarray(fill, targets.dtype), targets)
     return clean, ~jnp.any(absent, axis=tuple(range(1, targets.ndim)))

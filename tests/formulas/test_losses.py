@@ -197,6 +197,16 @@ def test_known_targets_keep_a_gradient_finite_where_a_mask_alone_does_not():
 
 
 def test_known_targets_messages():
+    for targets, options in (
+        (np.array([True, False]), {"missing": -1}),
+        (np.array([1, -1]), {"missing": -1.5}),
+        (np.array([1, -1]), {"missing": -1, "fill": 0.7}),
+        (np.array([1, 2], np.uint8), {"missing": -1}),
+    ):
+        with pytest.raises(ValueError, match=r"expected a number that \w+ can hold"):
+            known_targets(targets, **options)
+    with pytest.raises(TypeError, match=r"known_targets\(missing=\): expected a number, got None"):
+        known_targets([1.0], missing=None)
     with pytest.raises(TypeError, match=r"known_targets\(targets=\): int64 has no NaN.*missing=-1"):
         known_targets(np.array([0, -1]))
     with pytest.raises(ValueError, match=r"known_targets\(targets=\): expected \[n\]"):
