@@ -27,7 +27,7 @@ def estimator(where: str, expected: str, **options) -> None:
 def curvature(where: str, expected: str, **options) -> None:
     """Raises a TypeError unless each option can be called as a curvature and is not a solver."""
     for name, value in options.items():
-        if not _can_be_called(value, 2) or _is_solver(value):
+        if not _can_be_called(value, 2) or _names(value, "init", "key"):
             raise TypeError(f"{where}({name}=): expected {expected}, got {_described(value)}.")
 
 
@@ -37,6 +37,14 @@ def _is_solver(value) -> bool:
 
 def _is_estimator(value) -> bool:
     return _can_be_called(value, 5, "key")
+
+
+def _names(value, *keywords: str) -> bool:
+    """Whether the function has these arguments by name; one that takes any keyword does not."""
+    try:
+        return set(keywords) <= set(inspect.signature(value).parameters)
+    except (TypeError, ValueError):
+        return False
 
 
 def _can_be_called(value, count: int, *keywords: str) -> bool:

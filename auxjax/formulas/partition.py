@@ -145,13 +145,15 @@ def checked_mask(where: str, params, chosen):
     """
     if chosen is None:
         return None
-    if not callable(chosen):
-        if not all(isinstance(flag, bool | np.bool_) for flag in jax.tree.leaves(chosen)):
+    given = jax.tree.leaves(chosen)
+    bools = all(isinstance(flag, bool | np.bool_) for flag in given)
+    if (given and bools) or not callable(chosen):  # a module of bools can be called as well
+        if not bools:
             raise TypeError(
                 f"{where}: expected a function of a leaf's path, such as lambda path: 'trunk' in path, a pytree of "
                 f"bools like params, or None for all leaves, got {chosen!r}."
             )
-        if not any(jax.tree.leaves(chosen)):
+        if not any(given):
             raise ValueError(f"{where} chooses no leaf of params. {_describe_paths(params)}")
         leaves, put_back = partition(jax.tree.map(lambda _: False, params), chosen)
         return put_back([True] * len(leaves))

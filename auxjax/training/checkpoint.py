@@ -44,13 +44,20 @@ def open_checkpoints(directory, *, keep: int = 2):
       TypeError, ValueError: an impossible `keep`.
       ImportError: a bucket, and no package for it.
     """
+    checks.count("open_checkpoints", 1, keep=keep)
+    if jax.process_index() == 0:
+        for left in _folder(directory).glob("*.orbax-checkpoint-tmp*"):
+            left.rmtree()
+    with _manager(directory, keep) as manager:
+        yield manager
+
+
+@contextlib.contextmanager
+def _manager(directory, keep: int = 2):
+    """Orbax's manager of a folder; what others may be writing there is left alone."""
     import orbax.checkpoint as ocp  # a second of import time that only runs with checkpoints pay
 
-    checks.count("open_checkpoints", 1, keep=keep)
     directory = _folder(directory)
-    if jax.process_index() == 0:
-        for left in directory.glob("*.orbax-checkpoint-tmp*"):
-            left.rmtree()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
     handlers = {"tree": ocp.StandardCheckpointHandler(), "note": ocp.JsonCheckpointHandler()}
     manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
@@ -191,7 +198,7 @@ def arrays(directory, step: int) -> dict[str, np.ndarray]:
     """
     import orbax.checkpoint as ocp
 
-    with open_checkpoints(directory) as manager:
+    with _manager(directory) as manager:
         found = manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore()))["tree"]
     plain = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf  # noqa: E731
     leaves = jax.tree_util.tree_leaves_with_path(found)

@@ -1,12 +1,14 @@
 """Leaves taken out by a mask and put back, and masks made from paths."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxjax.formulas.partition import mask_by_path, partition
+from auxjax.formulas.partition import checked_mask, mask_by_path, partition
 
 PARAMS = {
     "params": {
@@ -87,3 +89,22 @@ def test_mistakes_are_named(error, piece, call):
 def test_long_lists_of_paths_are_cut():
     with pytest.raises(ValueError, match="and 20 more"):
         mask_by_path([jnp.zeros(())] * 60, lambda path: False)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    """A pytree that can be called, as modules are."""
+
+    kernel: object
+    bias: object
+
+    def __call__(self, x):
+        return x @ self.kernel + self.bias
+
+
+def test_bools_in_a_module_are_bools_and_no_predicate():
+    params = Module(jnp.ones((2, 2)), jnp.zeros(2))
+    assert checked_mask("trunk", params, Module(True, False)) == Module(True, False)
+    with pytest.raises(ValueError, match="trunk chooses no leaf"):
+        checked_mask("trunk", params, Module(False, False))

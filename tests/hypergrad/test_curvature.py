@@ -204,3 +204,16 @@ def test_what_does_not_fit_is_refused():
     not_reduced = fisher(each, lambda losses, params, meta, batch: losses)
     with pytest.raises(ValueError, match="one number"):
         estimate(implicit(dense(), curvature=not_reduced), network())
+
+
+def test_a_wrapper_that_takes_anything_is_no_solver():
+    made = gauss_newton(outputs, loss_of_outputs)
+    seen = []
+
+    def watched(*arguments, **keywords):
+        seen.append(arguments)
+        return made(*arguments, **keywords)
+
+    point = network()
+    run(implicit(dense(), curvature=watched), point)
+    assert len(seen) == 1

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import auxjax
-from auxjax.training.checkpoint import open_checkpoints, restore, save
+from auxjax.training.checkpoint import arrays, open_checkpoints, restore, save
 from tests.helpers.every_method import FEW, OPTIONS
 from tests.helpers.training_problems import LinearTasks, linear_model
 
@@ -167,3 +167,14 @@ def test_bad_arguments_are_named(tmp_path):
             pass
     with open_checkpoints(tmp_path) as manager, pytest.raises(ValueError, match=r"the leaf \['b'\] has shape \(0, 3\)"):
         save(manager, 1, {"a": jnp.zeros(2), "b": jnp.zeros((0, 3))})
+
+
+def test_reading_leaves_alone_what_another_process_is_writing(tmp_path):
+    with open_checkpoints(tmp_path) as manager:
+        save(manager, 1, {"x": jnp.arange(3)}, {})
+    writing = tmp_path / "2.orbax-checkpoint-tmp"
+    writing.mkdir()
+    np.testing.assert_array_equal(arrays(tmp_path, 1)["['x']"], [0, 1, 2])
+    assert writing.exists()
+    with open_checkpoints(tmp_path):
+        assert not writing.exists()
