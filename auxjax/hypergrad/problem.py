@@ -187,8 +187,13 @@ def make_level(where: str, problem: BilevelProblem, params, meta) -> Level:
                 f"{where}: meta has a leaf of type {_describe(leaf)} at {jax.tree_util.keystr(path)!r}; outer "
                 "variables are floating arrays. Close over what is not to be differentiated, or put it in the batch."
             )
-    for path, leaf in jax.tree.leaves_with_path(params):
-        if jnp.issubdtype(_dtype(leaf), jnp.complexfloating):
+    taking_part = jax.tree.map(lambda _: True, params)
+    if problem.mask is not None:
+        mask = checked_mask("BilevelProblem(mask=)", params, problem.mask)
+        chosen, put_back = partition(jax.tree.map(lambda _: False, params), mask)
+        taking_part = put_back([True] * len(chosen))
+    for (path, leaf), part in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(taking_part), strict=True):
+        if part and jnp.issubdtype(_dtype(leaf), jnp.complexfloating):
             raise TypeError(
                 f"{where}: params have a complex leaf at {jax.tree_util.keystr(path)!r}; expected real ones."
             )
@@ -197,9 +202,6 @@ def make_level(where: str, problem: BilevelProblem, params, meta) -> Level:
         if not jax.tree.leaves(tree):
             raise ValueError(f"{where}: {name} have no floating leaves; there is nothing to differentiate.")
     if problem.mask is not None:
-        mask = checked_mask("BilevelProblem(mask=)", params, problem.mask)
-        chosen, put_back = partition(jax.tree.map(lambda _: False, params), mask)
-        taking_part = put_back([True] * len(chosen))
         theta = jax.tree.map(lambda part, leaf: leaf if part else None, taking_part, theta)
         if not jax.tree.leaves(theta):
             raise ValueError(f"{where}: BilevelProblem(mask=) chooses no floating leaf of params.")

@@ -14,7 +14,7 @@ model with them on all labels afterwards (`fixed_weights`), the refit. docs/lear
 it fails.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -231,6 +231,7 @@ def make_rounds(
         new = WeightState(state.round + 1, state.key, state.logits - step, squares)
         return new, RoundInfo(weights_of(new), signal, held_out, trained, residual)
 
+    chosen: list[bool] = []  # whether folds take turns, found in the first round
     waits = [time - before for before, time in zip([0, *times], times, strict=False)]
 
     def one_program(state: WeightState, data) -> tuple[WeightState, RoundInfo]:
@@ -243,8 +244,10 @@ def make_rounds(
         return conclude(state, jax.lax.scan(wait_and_measure, start(numbers, state, data), jnp.array(waits))[1])
 
     def on_the_host(state: WeightState, data) -> tuple[WeightState, RoundInfo]:
-        slow = jax.default_backend() == "cpu" and _has_convolution(losses_of, data)
-        alone = slow if together is None else not together
+        if not chosen:
+            slow = together is None and jax.default_backend() == "cpu" and _has_convolution(losses_of, data)
+            chosen.append(slow if together is None else not together)
+        (alone,) = chosen
         start, train, measure = one_by_one if alone else compiled
         measured, copies = [], list(numbers) if alone else [numbers]
         networks = [start(copy, state, data) for copy in copies]
@@ -269,7 +272,12 @@ def _has_convolution(function: Callable, *args) -> bool:
 
 
 def _weighted(model: TaskModel, out: TaskLosses, weights) -> jax.Array:
-    return weighted_loss(out.values, {model.primary: 1.0, **weights}, masks=out.masks)
+    return weighted_loss(out.values, _of_batch(model, out.values, weights), masks=out.masks)
+
+
+def _of_batch(model: TaskModel, losses: Mapping, weights: Mapping) -> dict:
+    """The weights of the tasks that a batch has."""
+    return {model.primary: 1.0, **{task: weight for task, weight in weights.items() if task in losses}}
 
 
 def _primary(model: TaskModel, out: TaskLosses) -> jax.Array:
@@ -297,7 +305,7 @@ def _default_estimator(model: TaskModel, model_state, key) -> Estimator:
     def loss_of_losses(values, params, weights, batch):
         # What masks the losses does not depend on the params that they are differentiated in.
         masks = evaluation.evaluate(model, params, model_state, batch, key).masks
-        return weighted_loss(values, {model.primary: 1.0, **weights}, masks=masks)
+        return weighted_loss(values, _of_batch(model, values, weights), masks=masks)
 
     if model.output_losses is not None:
         curvature = gauss_newton(outputs, loss_of_outputs)

@@ -293,3 +293,25 @@ def test_a_model_with_nothing_to_weigh_is_refused(kept, piece):
     rounds = make_rounds(model, optax.sgd(RATE), lambda key: (jnp.zeros(DIM), None), **draws)
     with pytest.raises(ValueError, match=piece):
         rounds.init(jax.random.key(0), make_data())
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+def test_a_task_that_a_measured_batch_lacks_gets_no_signal(outputs):
+    def draw_measured(data, key, fold):
+        batch = draw_inner(data, key, fold)
+        return {part: rows for part, rows in batch.items() if part != "far"}
+
+    def outputs_of(params, batch, key):
+        return {task: part["x"] @ params for task, part in batch.items()}
+
+    def output_losses(z, batch, key):
+        return auxjax.TaskLosses({task: 0.5 * jnp.square(z[task] - part["y"]) for task, part in batch.items()})
+
+    model = MODEL._replace(outputs=outputs_of, output_losses=output_losses) if outputs else MODEL
+    draws = {"draw_inner": draw_inner, "draw_held_out": draw_held_out, "draw_measured": draw_measured}
+    start = lambda key: (jnp.zeros(DIM), None)  # noqa: E731
+    rounds = make_rounds(model, optax.sgd(RATE), start, **draws, folds=FOLDS, updates=4)
+    data = make_data()
+    _, info = rounds.round(rounds.init(jax.random.key(0), data), data)
+    np.testing.assert_array_equal(info.signal[..., 0], 0.0)
+    assert np.all(info.signal[..., 1] != 0)
