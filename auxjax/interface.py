@@ -261,6 +261,8 @@ class Method(NamedTuple):
         methods that cannot be trained in folds.
       outer_data: whether `outer` looks at the outer batch, which `step` then asks for; False for methods that learn on
         inner batches alone.
+      all_params: whether `outer` takes all params for trained, as a linear system over them does, whatever the
+        optimiser makes of their gradients: a run whose optimiser freezes some leaves is then warned.
     """
 
     init: InitState
@@ -270,3 +272,4 @@ class Method(NamedTuple):
     whole_batch: bool = False
     shared: Callable[[str], object] | None = None
     outer_data: bool = True
+    all_params: bool = False

@@ -154,7 +154,7 @@ def auxilearn(
         return outer_level.outer_step(level, problem, state, inner_batch, outer_batch, key, **options)
 
     weights = evaluation.reported(weights_of, from_losses=True)
-    return Method(init, inner, outer, weights, shared=outer_level.shared)
+    return Method(init, inner, outer, weights, shared=outer_level.shared, all_params=True)
 
 
 def _combiner(form, hidden, channels, upper, constraint) -> Combiner | None:

@@ -133,7 +133,7 @@ def auxinash(
         weights = weights_now(context, state, inner_batch, key, gram, outer.meta)
         return state._replace(method=AuxinashState(outer, weights)), metrics
 
-    return Method(init, inner, outer, evaluation.reported(_weights_of), shared=_shared)
+    return Method(init, inner, outer, evaluation.reported(_weights_of), shared=_shared, all_params=True)
 
 
 def _shared(path: str) -> bool:

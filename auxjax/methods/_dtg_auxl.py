@@ -219,7 +219,7 @@ def dtg_auxl(
         primary = found[context.model.primary]
         return found | {"generated": jnp.full(primary.shape, auxiliary_weight, primary.dtype)}
 
-    return Method(init, inner, outer, weights, whole_batch=True, shared=outer_level.shared)
+    return Method(init, inner, outer, weights, whole_batch=True, shared=outer_level.shared, all_params=True)
 
 
 class _Joint(NamedTuple):

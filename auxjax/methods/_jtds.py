@@ -182,7 +182,8 @@ def jtds(
     weights = evaluation.reported(weights_of, from_losses=True)
     whole_batch = standardise == "sample" or (jacobian == "exact" and bool(standardise))
     inner = descent.weighted_by(weights_of)
-    return Method(init, inner, outer, weights, whole_batch=whole_batch, shared=outer_level.shared)
+    how = {"whole_batch": whole_batch, "shared": outer_level.shared}
+    return Method(init, inner, outer, weights, **how, all_params=True)
 
 
 def _alike(schedule, out) -> list[list[str]]:

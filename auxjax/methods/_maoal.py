@@ -134,4 +134,4 @@ def maoal(
             metrics["dead"] = jnp.mean((raw <= 0).astype(raw.dtype))
         return state, metrics
 
-    return Method(init, inner, outer, evaluation.reported(weights_of), shared=outer_level.shared)
+    return Method(init, inner, outer, evaluation.reported(weights_of), shared=outer_level.shared, all_params=True)

@@ -176,4 +176,5 @@ def make_method(
         made = label(state.method.meta, batch)
         return generation.reported_weights(context, state, batch, key, made, auxiliary_weight)
 
-    return Method(init, inner, outer, weights, shared=outer_level.shared, outer_data=not reuse_batch)
+    how = {"outer_data": not reuse_batch, "all_params": hypergradient is not None}
+    return Method(init, inner, outer, weights, shared=outer_level.shared, **how)

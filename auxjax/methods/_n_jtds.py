@@ -171,4 +171,4 @@ def n_jtds(
         table = {task: column.at[written[task]].set(new.meta[task]) for task, column in previous.meta.items()}
         return state._replace(method=outer_level.OuterState(table, opt_state, new.hypergradient)), metrics
 
-    return Method(init, inner, outer, weights, whole_batch=True)
+    return Method(init, inner, outer, weights, whole_batch=True, all_params=True)

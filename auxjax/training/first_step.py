@@ -20,12 +20,15 @@ from jax.extend.core import Literal
 from auxjax._internal import checks
 
 
-def told(step: Callable, one: Callable = lambda metrics: metrics) -> Callable:
+def told(
+    step: Callable, one: Callable = lambda metrics: metrics, trained: Callable = lambda params: params
+) -> Callable:
     """The step, which tells of a donated state and, the first time it is called, of losses that are not finite.
 
     Args:
       step: `(state, inner_batch, outer_batch=None) -> (state, metrics)`.
       one: metrics -> those of one replica.
+      trained: params -> those that are trained.
 
     Raises (from the step):
       ValueError: a state whose memory an earlier step gave to its successor.
@@ -47,7 +50,8 @@ def told(step: Callable, one: Callable = lambda metrics: metrics) -> Callable:
             raise
         if not looked and not checks.is_traced(*jax.tree.leaves(metrics)):
             looked.append(True)
-            _check_losses(one(metrics), new, {"inner_batch": inner_batch, "outer_batch": outer_batch})
+            learned = (trained(new.params), new.method)
+            _check_losses(one(metrics), learned, {"inner_batch": inner_batch, "outer_batch": outer_batch})
         return new, metrics
 
     if hasattr(step, "lower"):
@@ -82,14 +86,15 @@ def warn_of_frozen(optimizer: optax.GradientTransformation, params, opt_state) -
         warnings.warn(
             f"make_step(optimizer=): the update of the leaves {shown} does not depend on their gradients, and the "
             "method differentiates as if they were trained. Say what is: TaskModel(trainable=lambda path: ...).",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
-def _check_losses(metrics, state, batches) -> None:
-    """Raises a FloatingPointError for a loss that is not finite; warns where what is trained has stayed finite."""
+def _check_losses(metrics, learned, batches) -> None:
+    """Raises a FloatingPointError for a loss that is not finite; warns where what is learned has stayed finite."""
     losses = [name for name in metrics if name.startswith("loss/") or name == "outer_loss"]
-    bad = [name for name in losses if jnp.ndim(metrics[name]) == 0 and _not_finite(metrics[name])]
+    used = [name for name in losses if not _is_zero(metrics.get(name.replace("loss/", "weight/", 1)))]
+    bad = [name for name in used if jnp.ndim(metrics[name]) == 0 and _not_finite(metrics[name])]
     if not bad:
         return
     holes = {
@@ -104,9 +109,9 @@ def _check_losses(metrics, state, batches) -> None:
         "is missing, mask it (TaskLosses(masks=)) and put a valid one in its place; otherwise look for a logarithm or "
         "root of 0 in the loss, or lower the learning rates."
     )
-    if any(map(_not_finite, jax.tree.leaves((state.params, state.method)))):
+    if any(map(_not_finite, jax.tree.leaves(learned))):
         raise FloatingPointError(message)
-    warnings.warn(message, stacklevel=4)
+    warnings.warn(message, stacklevel=3)
 
 
 def _not_finite(leaf) -> int:
@@ -116,6 +121,10 @@ def _not_finite(leaf) -> int:
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         return 0
     return int(np.sum(~np.isfinite(np.asarray(leaf, np.float64))))
+
+
+def _is_zero(weight) -> bool:
+    return weight is not None and jnp.ndim(weight) == 0 and float(weight) == 0
 
 
 def _is_masked(node) -> bool:

@@ -5,12 +5,15 @@ processes. This one is for code that is built on `pmap`. Every gradient is taken
 also inside matrix-vector products, so all replicas take the step of the whole batch and keep the same params.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from auxjax.interface import TrainState
 from auxjax.training.first_step import told
 from auxjax.training.step import make_step
+from auxjax.training.trainable import trained_of
 
 _AXIS = "data"
 
@@ -64,7 +67,7 @@ def make_pmapped_step(model, method, optimizer, *, num_devices: int | None = Non
         _check(outer_batch, count, "step(outer_batch=)")
         return mapped(state, inner_batch, outer_batch)
 
-    return init, told(step, first_replica)
+    return init, told(step, first_replica, partial(trained_of, model))
 
 
 def split_over_replicas(batch, count: int, *, stacked: bool = False):

@@ -1,5 +1,7 @@
 """What a run starts from, checked before any training: the params, and the losses of the first batch."""
 
+from collections.abc import Callable, Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +12,15 @@ from auxjax.interface import Context, TrainState
 from auxjax.methods.shared import evaluation
 
 
-def check_params(params, model_state) -> None:
-    """Raises unless the params are floating arrays, and the model's state arrays."""
-    for path, leaf in _leaves("params", params):
+def check_params(params, trained, model_state) -> None:
+    """Raises unless the params and the model's state are arrays, and the trained leaves floating."""
+    _leaves("params", params)
+    for path, leaf in _leaves("params", trained):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
                 f"init(params=): the leaf {path} has dtype {jnp.result_type(leaf)}; params are what gradients update, "
-                "so floating arrays. Put counters and statistics into model_state."
+                "so floating arrays. Put counters and statistics into model_state, and leave what stays as it is, such "
+                "as weights in 8 bits, out of TaskModel(trainable=lambda path: ...)."
             )
     _leaves("model_state", model_state)
 
@@ -34,11 +38,14 @@ def _leaves(name: str, tree) -> list:
     return found
 
 
-def check_missing_labels(context: Context, state: TrainState, batch, key) -> None:
+def check_missing_labels(
+    context: Context, state: TrainState, batch, key, weights: Callable[..., Mapping] | None = None
+) -> None:
     """Raises a ValueError where NaN in the first batch would make the params NaN; looks only where there is some.
 
     A mask does not help after the fact: behind it stands 0 times the loss's own derivative, and 0 times NaN is NaN.
-    Cost: none without NaN in the batch, or where the batch is traced; a forward pass and a gradient otherwise.
+    Tasks that a method gives no weight (`Method.weights`) may have NaN; it does not use them. Cost: none without NaN in
+    the batch, or where the batch is traced; a forward pass, a gradient and the weights otherwise.
     """
     if checks.is_traced(*jax.tree.leaves((state, batch, key))) or not any(map(_has_nan, jax.tree.leaves(batch))):
         return
@@ -60,7 +67,9 @@ def check_missing_labels(context: Context, state: TrainState, batch, key) -> Non
         return out.values, {task: evaluation.mask_of(out, task) for task in masked}, finite
 
     values, masks, finite = jax.device_get(look(state.params))
-    for task, losses in values.items():
+    given = None if weights is None else jax.device_get(weights(context, state, batch, key))
+    used = [task for task in values if given is None or np.any(given.get(task, 0.0) != 0)]
+    for task, losses in ((task, values[task]) for task in used):
         mask = masks.get(task, np.ones(losses.shape, bool))
         shown, hidden = (int(np.sum(~np.isfinite(losses) & part)) for part in (mask, ~mask))
         if shown:

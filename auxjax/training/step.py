@@ -25,7 +25,7 @@ from auxjax.training.averaging import Average, check_average, start_average, upd
 from auxjax.training.first_step import told, warn_of_frozen
 from auxjax.training.parallel import place_state, replicate, shard_batch
 from auxjax.training.starting import check_missing_labels, check_params
-from auxjax.training.trainable import merged, trained, trained_mask, with_frozen, without_frozen
+from auxjax.training.trainable import merged, trained, trained_mask, trained_of, with_frozen, without_frozen
 
 # Streams of the per-step key. Each use of randomness has its own, so that adding one leaves the others as they were.
 _DRAW, _INNER, _OUTER_DRAW_INNER, _OUTER_DRAW, _OUTER = range(5)
@@ -131,12 +131,14 @@ class Updates(NamedTuple):
       inner: `(state, inner_batch, index) -> (state, metrics)`, one inner update, the `index`-th of a call.
       outer: `(state, inner_batch, outer_batch, index) -> (state, metrics)`; `None` without an outer level.
       check: `outer_batch -> None`, raises where there has to be one and is none, or the reverse.
+      trained: params -> those that are trained, `None` in the places of the others.
     """
 
     init: Callable[..., TrainState]
     inner: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     outer: Callable[..., tuple[TrainState, dict[str, jax.Array]]] | None
     check: Callable[[Any], None]
+    trained: Callable[[Any], Any]
 
 
 def make_updates(
@@ -169,7 +171,7 @@ def make_updates(
     outer = None if method.outer is None else partial(_outer_update, plan)
     needed = outer is not None and method.outer_data and outer_data == "own"
     check = partial(options.check_outer_batch, needed, outer_data)
-    return Updates(partial(_init, plan), partial(_inner_update, plan), outer, check)
+    return Updates(partial(_init, plan), partial(_inner_update, plan), outer, check, partial(trained_of, model))
 
 
 def repeat_updates(updates: Updates, *, inner_steps: int, outer_steps: int, loop: str | None, donate: bool):
@@ -208,7 +210,7 @@ def repeat_updates(updates: Updates, *, inner_steps: int, outer_steps: int, loop
 
     if loop == "host":
         step.lower = lower_updates
-    return told(step if loop == "host" else compiled(step))
+    return told(step if loop == "host" else compiled(step), trained=updates.trained)
 
 
 class _Plan(NamedTuple):
@@ -223,6 +225,7 @@ class _Plan(NamedTuple):
     split_above: int | None
     axis_name: str | None
     fold_axis: str | None
+    of_batch: TaskModel | None = None  # as `context.model`, with the losses that a batch has; on replicas alone
 
 
 def _init(plan, key, params, batch, model_state=None) -> TrainState:
@@ -231,7 +234,7 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
     checks.key("init", key)
     mask = trained_mask(plan.context.model, params)
     checked_mask("TaskModel(trunk=)", params, plan.context.model.trunk)  # also for methods that do not look at it
-    check_params(trained(mask, params), model_state)
+    check_params(params, trained(mask, params), model_state)
     # Copies: the step donates its state, and the caller's arrays are not ours to give away. Strong types: a state that
     # changed type after the first step would compile the step twice.
     params, model_state = jax.tree.map(_own, (params, model_state))
@@ -243,17 +246,17 @@ def _init(plan, key, params, batch, model_state=None) -> TrainState:
         params, model_state, key = replicate((params, model_state, key), plan.mesh)
     parts = trained(mask, params)
     opt_state = plan.context.optimizer.init(parts)
-    if plan.method.outer is not None:
+    if plan.method.all_params:
         warn_of_frozen(plan.context.optimizer, parts, opt_state)
     averaged = () if plan.average is None else merged(start_average(parts), params)
     state = TrainState(jnp.zeros((), jnp.int32), key, params, opt_state, model_state, averaged=averaged)
     plan, seen = _bound(plan, state)
     batch = _pick(plan, batch, 0, _draw_key(plan, key, _DRAW))
     shapes = loss_shapes(plan.context, seen, batch, key)  # whatever the model returns is checked here
-    check_missing_labels(plan.context, seen, batch, key)
     tasks = dict.fromkeys(sorted(shapes.values), ())
-    state = state._replace(tasks=tasks)
-    method = plan.method.init(plan.context, seen._replace(tasks=tasks), batch, method_key)
+    state, seen = state._replace(tasks=tasks), seen._replace(tasks=tasks)
+    method = plan.method.init(plan.context, seen, batch, method_key)
+    check_missing_labels(plan.context, seen._replace(method=method), batch, key, plan.method.weights)
     # Copies again: a donated state must not hold one array twice, as equal initial weights easily do.
     copies = jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), (opt_state, method, averaged))
     return _whole(plan, state._replace(opt_state=copies[0], method=copies[1], averaged=copies[2]))
@@ -271,17 +274,23 @@ def _bound(plan, state, *, others=False):
     given = {
         name: draw and (lambda data, key, draw=draw: call(draw, data, key, **extras)) for name, draw in draws.items()
     }
-    model, state = without_frozen(_bound_model(plan.context.model, state, others), state)
-    return plan._replace(context=plan.context._replace(model=model), **given), state
+    model, parts = without_frozen(_bound_model(_all_tasks(plan.context.model, state, others), state), state)
+    if plan.axis_name is not None:
+        given["of_batch"] = without_frozen(_bound_model(plan.context.model, state), state)[0]
+    return plan._replace(context=plan.context._replace(model=model), **given), parts
 
 
-def _bound_model(model, state, others):
-    """The model with all tasks of the run, and with what it names: the averaged params, held fixed, and the step."""
-    if state.tasks:
-        model = with_tasks(model, state.tasks, others=others or not jax.tree.leaves(state.method))
+def _all_tasks(model, state, others):
+    """The model with the tasks of the run that a batch lacks."""
+    return with_tasks(model, state.tasks, others=others or not jax.tree.leaves(state.method)) if state.tasks else model
+
+
+def _bound_model(model, state):
+    """The model with what it names: the averaged params, held fixed, and the step."""
     averaged = None
     if jax.tree.leaves(state.averaged):
-        averaged = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), state.averaged, state.params)
+        alike = lambda mean, leaf: mean if mean.dtype == leaf.dtype else mean.astype(leaf.dtype)  # noqa: E731
+        averaged = jax.tree.map(alike, state.averaged, state.params)  # frozen leaves may be keys
     return bind(model, averaged=jax.lax.stop_gradient(averaged), step=state.step)
 
 
@@ -307,11 +316,12 @@ def _on_replicas(plan, state, key, *batches):
     """Context and batches of an update: a part each and means over replicas or, for all of them, the batches whole.
 
     Whole where the method looks at the batch as one, and where examples lack labels: the mean of the parts' means is
-    then not the mean of the batch.
+    then not the mean of the batch. A task that a batch lacks as a whole all parts lack.
     """
     if plan.axis_name is None:
         return plan.context, batches
-    masks = [loss_shapes(plan.context, state, batch, key).masks or {} for batch in batches]
+    context = plan.context._replace(model=plan.of_batch)
+    masks = [loss_shapes(context, state, batch, key).masks or {} for batch in batches]
     if not plan.method.whole_batch and all(mask is None for part in masks for mask in part.values()):
         return plan.context._replace(reduce=partial(jax.lax.pmean, axis_name=plan.axis_name)), batches
     gather = partial(jax.lax.all_gather, axis_name=plan.axis_name, tiled=True)
@@ -391,6 +401,6 @@ def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, 
     checks.key("task_weights", key)
     if method.weights is None:
         raise ValueError("task_weights: this method weighs no tasks or examples (its `weights` is None).")
-    model, state = without_frozen(_bound_model(model, state, others=False), state)
+    model, state = without_frozen(_bound_model(_all_tasks(model, state, others=False), state), state)
     context = Context(model, optax.with_extra_args_support(optax.identity()))
     return method.weights(context, state, batch, key)

@@ -115,7 +115,7 @@ def make_sweep(
         return over_runs(one, 0, 0, data, data, None)(state, *batch, outer_batch, jnp.asarray(index, jnp.int32))
 
     known = _any_run(updates_of, points)
-    updates = Updates(jax.jit(init_runs), inner, None if known.outer is None else outer, known.check)
+    updates = Updates(jax.jit(init_runs), inner, None if known.outer is None else outer, known.check, known.trained)
     step_runs = repeat_updates(updates, **steps, loop=loop, donate=donate)
 
     def init(keys, params, batch, model_state=None) -> TrainState:

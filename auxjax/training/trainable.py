@@ -27,6 +27,11 @@ def trained(mask, tree):
     return tree if mask is None else jax.tree.map(lambda flag, leaf: leaf if flag else None, mask, tree)
 
 
+def trained_of(model: TaskModel, params):
+    """The params with `None` in the places of those that the model freezes."""
+    return trained(trained_mask(model, params), params)
+
+
 def merged(part, whole):
     """`whole` with the leaves of `part`, a tree that `trained` made, in their places."""
     return jax.tree.map(lambda new, old: old if new is None else new, part, whole, is_leaf=lambda leaf: leaf is None)

@@ -349,4 +349,5 @@ def test_leaves_that_are_trained_are_not_named(name):
         warnings.simplefilter("always")
         begin(method="jtds", optimizer=TRAINING[name])
         begin(optimizer=FREEZING["labels"])  # a method that differentiates nothing
+        begin(method="auto_lambda", optimizer=FREEZING["labels"])  # and one through the real step
     assert not [str(one.message) for one in found if "does not depend" in str(one.message)]

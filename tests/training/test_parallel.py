@@ -203,3 +203,17 @@ def test_parts_for_other_replicas_are_refused():
         auxjax.make_step(
             linear_model(), auxjax.methods.get("equal"), optax.sgd(0.1), mesh=data_mesh(4), axis_name="data"
         )
+
+
+def test_replicas_share_the_work_where_an_outer_batch_has_the_primary_task_alone():
+    """Nothing is gathered: the tasks that it lacks, it lacks on all of them."""
+    problem, dev = LinearTasks.make(0, num_tasks=3), LinearTasks.make(1, num_tasks=3)
+    alone = {part: {"primary": of["primary"]} for part, of in dev.batch.items()}
+    parts = linear_model(), auxjax.methods.get("auto_lambda"), optax.sgd(0.1)
+    _, step = auxjax.make_step(*parts, axis_name="replica", donate=False)
+    state = auxjax.make_step(*parts)[0](KEY, problem.params, problem.batch)
+    state = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), state)
+    batches = [split_over_replicas(batch, 2) for batch in (problem.batch, alone)]
+    program = str(jax.make_jaxpr(jax.pmap(step, axis_name="replica", devices=jax.devices()[:2]))(state, *batches))
+    assert "psum" in program
+    assert "all_gather" not in program

@@ -1,5 +1,8 @@
 """What a run starts from: leaves that are no arrays are named, and NaN labels, masked or not, are found in init."""
 
+import pathlib
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +93,37 @@ def test_nan_that_no_loss_sees_is_let_through():
 
     state, step = started(losses, {"x": X, "z": HOLES})
     assert np.isfinite(step(state, {"x": X, "z": HOLES})[0].params).all()
+
+
+def test_nan_of_a_task_that_the_method_does_not_use_is_let_through():
+    """`stl` and a task without a weight, at the start and in the first step; masked or not."""
+    batch = {"x": X, "z": HOLES}
+    for losses in (not_masked, masked_too_late):
+        model = auxjax.TaskModel(losses, primary="main")
+        for method in (auxjax.methods.get("stl"), auxjax.methods.get("fixed_weights", weights={})):
+            init, step = auxjax.make_step(model, method, optax.sgd(0.1))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                state, metrics = step(init(jax.random.key(0), jnp.zeros(3), batch), batch)
+            assert np.isfinite(state.params).all()
+            assert metrics["weight/aux"] == 0
+
+
+def test_frozen_leaves_may_be_infinite():
+    """A mask of attention, say: the first step asks whether what is trained is finite."""
+
+    def losses(params, batch, key):
+        shown = jnp.where(jnp.isfinite(params["mask"]), 1.0, 0.0)
+        return not_masked(params["w"] * shown, batch, key)
+
+    model = auxjax.TaskModel(losses, primary="main", trainable=lambda path: path == "w")
+    init, step = auxjax.make_step(model, auxjax.methods.get("stl"), optax.apply_if_finite(optax.sgd(0.1), 3))
+    params = {"w": jnp.zeros(3), "mask": jnp.array([0.0, -jnp.inf, 0.0])}
+    batch = {"x": X, "z": X[:, 0]}
+    state = init(jax.random.key(0), params, batch)
+    with pytest.warns(UserWarning, match="in the first step loss/main is not finite") as found:
+        step(state, {"x": X.at[0].set(jnp.inf), "z": X[:, 0]})
+    assert pathlib.Path(found[0].filename) == pathlib.Path(__file__)  # the line that called the step
 
 
 def test_nothing_is_evaluated_where_a_batch_has_no_nan():

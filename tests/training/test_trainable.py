@@ -127,3 +127,24 @@ def test_weights_are_learned_without_frozen_leaves():
         start = lambda key, params=params: (params, None)  # noqa: E731
         found.append(auxjax.learn_weights(model, optax.sgd(0.05), start, INNER.batch, KEY, **draws, **options).history)
     np.testing.assert_allclose(*found, rtol=1e-8)
+
+
+def test_frozen_leaves_of_any_dtype_are_averaged_and_learned_beside():
+    """A key and complex numbers, as nobody could train them."""
+    frozen = {"rng": jax.random.key(3), "phase": jnp.ones(3, complex)}
+
+    def losses(params, batch, key):
+        return LINEAR.losses({"w": params["w"] * jnp.real(params["phase"])}, batch, key)
+
+    model = LINEAR._replace(losses=losses, feature_loss=None, trainable=lambda path: path == "w")
+    params = {**INNER.params, **frozen}
+    state, _ = train(model, params, auxjax.methods.get("equal"), average=auxjax.Average(0.9))
+    assert state.averaged["rng"] == frozen["rng"]
+    assert not np.array_equal(state.averaged["w"], state.params["w"])
+    rounds = {"rounds": 1, "folds": 2, "updates": 2, "draw_inner": take_all, "draw_held_out": take_all}
+    learned = auxjax.learn_weights(model, optax.sgd(0.05), lambda key: (params, None), INNER.batch, KEY, **rounds)
+    assert np.isfinite(learned.history).all()
+
+
+def take_all(data, key, fold):
+    return data
