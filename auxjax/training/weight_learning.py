@@ -124,7 +124,7 @@ def make_rounds(
       loop: how updates repeat, as for `make_step`. With "scan" a round is one program, which `vmap` takes.
       together: whether the folds are one vmapped program, or one after the other with a program for one of them, which
         a loop on the host can do. `None` takes the second way for convolutions on a CPU, where XLA runs those whose
-        kernels differ three times slower side by side.
+        kernels differ two to three times slower side by side.
 
     Returns:
       `Rounds`. Cost of a round: F T joint gradients, and F M measurements of about 2 (1 + solver's products) gradients

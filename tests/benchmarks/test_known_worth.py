@@ -9,7 +9,7 @@ import pytest
 
 from auxjax import make_step
 from auxjax.methods import get
-from benchmarks.known_worth import report, retraining
+from benchmarks.known_worth import report, retraining, signals
 from benchmarks.known_worth.__main__ import aurocs, learned_weights, main, selected
 from benchmarks.known_worth.training import Bench, Row
 from experiments.configs import known_worth
@@ -142,3 +142,21 @@ def test_held_out_losses_are_those_of_networks_trained_one_by_one():
             state, _ = step(state._replace(method=wanted), inner)
             losses.append(experiment.model.losses(state.params, held_out, None).values["class"].mean())
         assert expected == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_the_table_of_signals():
+    """Means over seeds with their intervals, by moment."""
+    aurocs = np.array([[0.5, 1.0], [0.7, 1.0]])
+    lines = signals.lines_of({("cross_entropy", "exact"): signals.Line(aurocs, np.array([2.0, 1.5]))}, [50, 100])
+    assert lines[0] == "| outer loss, hypergradient | update 50 | update 100 |"
+    assert lines[2] == "| cross_entropy, exact | 0.60 ± 1.27 | 1.00 ± 0.00 |"
+    assert lines[3] == "| held out: cross_entropy | 2.00 | 1.50 |"
+
+
+@pytest.mark.slow
+@jax.numpy_dtype_promotion("standard")
+def test_signals_of_digits(tmp_path):
+    assert signals.main(["--seeds", "2", "--updates", "16", "--out", str(tmp_path / "signals.md")]) == 0
+    text = (tmp_path / "signals.md").read_text()
+    assert text.count("±") == 4 * len(signals.MOMENTS)
+    assert "| expected_error, one_step |" in text
