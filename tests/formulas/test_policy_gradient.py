@@ -100,9 +100,9 @@ def test_rewards_that_are_not_finite():
 
 # Three examples of two classes with two sub-classes each: eight joint actions, each with a reward of its own.
 LABELS = jnp.array([0, 1, 1])
-LOGITS = jax.random.normal(jax.random.key(1), (3, 4))
+LOGITS = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4)))
 ACTIONS = jnp.array(list(itertools.product((0, 1), repeat=3)))
-REWARDS = jax.random.normal(jax.random.key(2), (8,))
+REWARDS = jnp.asarray(np.random.default_rng(2).normal(size=(8,)))
 
 
 def joint_log_probability(logits):

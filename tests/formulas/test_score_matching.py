@@ -11,8 +11,8 @@ from auxjax.formulas.score_matching import fisher_divergence, score_matching_gra
 from auxjax.formulas.simplex import project_simplex, simplex_quadratic_program
 
 K = 4
-INPUTS = jax.random.normal(jax.random.key(1), (7, 3))
-TARGETS = jax.random.normal(jax.random.key(2), (7, K + 1))
+INPUTS = jnp.asarray(np.random.default_rng(1).normal(size=(7, 3)))
+TARGETS = jnp.asarray(np.random.default_rng(2).normal(size=(7, K + 1)))
 PARAMS = {
     "trunk": {"w": jax.random.normal(jax.random.key(3), (3, 5)), "b": jnp.zeros(5)},
     "head": jax.random.normal(jax.random.key(4), (5, K + 1)),

@@ -205,7 +205,8 @@ def test_the_scale_of_the_losses_is_only_a_scale_in_single_precision(scale, sing
         assert info.relative_residual.dtype == jnp.float32
 
 
-@quick_for("ridge")
+@pytest.mark.slow
+@pytest.mark.parametrize("solved", list(PROBLEMS), indirect=True)
 def test_jit_changes_nothing(solved):
     for solver in (neumann(6), dense()):
         eager = estimate(implicit(solver), solved)

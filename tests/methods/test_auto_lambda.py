@@ -56,7 +56,7 @@ def test_params_without_a_gradient_do_no_harm_under_adam(form, size, ordinary_pr
             problem = problem._replace(params={"w": jnp.pad(problem.params["w"], (0, 1))})
         method = auxjax.methods.get("auto_lambda", form=form, outer_optimizer=optax.sgd(1.0))
         context, state = state_of(linear_model(), problem, method=method, optimizer=optax.adam(0.1))
-        new, _ = method.outer(context, state, problem.batch, dev.batch, KEY)
+        new, _ = jax.jit(method.outer, static_argnums=0)(context, state, problem.batch, dev.batch, KEY)
         gradients.append([state.method.meta[task] - new.method.meta[task] for task in TASKS])
     assert np.all(np.isfinite(gradients))
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)

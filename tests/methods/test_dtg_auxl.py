@@ -337,8 +337,9 @@ def hidden_nan(problem, value):
     return batch
 
 
-@pytest.mark.parametrize("partner", [None, pytest.param("aux", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", [pytest.param("some", marks=pytest.mark.slow), "none"])
+@pytest.mark.slow
+@pytest.mark.parametrize("partner", [None, "aux"])
+@pytest.mark.parametrize("case", ["some", "none"])
 def test_unlabelled_examples_generate_nothing_and_may_be_nan(partner, case):
     """Whatever their features and labels are: training is the same to the last bit."""
     problem, dev = make(0, masked=True), make(1, masked=True)

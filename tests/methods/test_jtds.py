@@ -276,6 +276,7 @@ def test_standardised_losses():
     assert np.all(np.isfinite(gradient))
 
 
+@pytest.mark.slow
 def test_learned_filter_falls_with_the_loss_when_labels_are_wrong():
     """Regression with a third of the labels spoilt: the filter's slope ends negative, the spoilt get less weight."""
     rng = np.random.default_rng(0)

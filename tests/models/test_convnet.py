@@ -8,7 +8,7 @@ import pytest
 from auxjax.formulas.partition import mask_by_path
 from auxjax.models import ConvNet
 
-X = jax.random.normal(jax.random.key(0), (3, 9, 8, 2))
+X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 9, 8, 2)))
 
 
 def make(**options):

@@ -9,7 +9,7 @@ from auxjax._internal.tree_math import all_finite, vdot
 from auxjax.formulas.partition import mask_by_path
 from auxjax.models import VGG, layers
 
-X = jax.random.normal(jax.random.key(0), (3, 32, 32, 2))
+X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 32, 32, 2)))
 SMALL = {"heads": {"a": 2, "b": 1}, "depth": 11, "width": 2, "hidden": (5,), "param_dtype": jnp.float64}
 
 

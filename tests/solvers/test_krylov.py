@@ -26,7 +26,7 @@ def textbook_cg(matrix, b, rtol, max_steps, inverse=None, start=None):
     return x, steps
 
 
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("unroll", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_equals_dense_at_convergence(unroll):
     """Regression of a peer: a search direction updated with the old residual is off by 135 %."""
     system = spd()
@@ -63,7 +63,7 @@ def test_keeps_its_last_step_when_it_stops_by_tolerance(unroll):
 @pytest.mark.parametrize(
     "curvature", [1e-18, pytest.param(1e-8, marks=pytest.mark.slow), pytest.param(1e8, marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("unroll", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_flat_losses_in_single_precision_are_no_breakdown(unroll, curvature, single_precision):
     """Regression of a peer: p'Ap had to exceed a multiple of eps, which flat losses never do."""
     system = spd()

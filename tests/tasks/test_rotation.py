@@ -7,7 +7,7 @@ import pytest
 
 from auxjax.tasks import all_rotations, rotate_batch, rotation_batch
 
-IMAGES = jax.random.normal(jax.random.key(0), (9, 5, 5, 2))
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(9, 5, 5, 2)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.int64])

@@ -12,7 +12,7 @@ from auxjax.training.parallel import data_mesh
 from auxjax.training.replicas import first_replica, make_pmapped_step, split_over_replicas
 from auxjax.training.sweep import make_sweep, run_of
 
-DATA = jax.random.normal(jax.random.key(0), (8, 3))
+DATA = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)))
 KEY = jax.random.key(1)
 START = jnp.array([1.0, -1.0, 0.5])
 

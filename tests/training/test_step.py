@@ -98,7 +98,8 @@ def test_outer_batches_without_an_axis_of_updates_are_refused():
         step(init(KEY, problem.params, problem.batch), problem.batch, dev.batch)
 
 
-@pytest.mark.parametrize("name", SIMPLEST)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(FEW))
 def test_jit_equals_no_jit(name):
     with jax.disable_jit():
         plain, _ = run(name, 1, inner_steps=1)

@@ -122,13 +122,14 @@ def test_losses_are_those_of_separate_forward_passes():
     auxiliary = ("rotation", "decoy")
     network = MLP(hidden=(12,), heads=image_classification.heads(3, auxiliary))
     data = make_data()
-    params = network.init(jax.random.key(0), data["image"])["params"]
+    params = jax.jit(network.init)(jax.random.key(0), data["image"])["params"]
     batch, key = image_classification.draw(16)(data, jax.random.key(1)), jax.random.key(2)
     out = jax.jit(image_classification.task_model(network, auxiliary).losses)(params, batch, key)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    upright = network.apply({"params": params}, batch["image"])
+    apply = jax.jit(network.apply)
+    upright = apply({"params": params}, batch["image"])
     turns = jax.random.randint(key, (16,), 0, 4, jnp.int32)  # as rotation_batch draws them
-    turned = network.apply({"params": params}, rotate_batch(batch["image"], turns))
+    turned = apply({"params": params}, rotate_batch(batch["image"], turns))
     expected = {
         "class": cross_entropy(upright.heads["class"], batch["label"]),
         "decoy": cross_entropy(upright.heads["decoy"], batch["decoy"]),
