@@ -56,12 +56,12 @@ ABLATION: dict[str, dict] = {
 }
 # The same on images, where a round has to be longer before held-out labels show what a task is worth.
 LONG = {"updates": 250, "measure_at": (0.7, 0.85, 1.0)}
-ERROR = {**LONG, "outer_loss": "expected_error"}
+CAREFUL = {"updates": 400, "measure_at": (0.25, 0.5, 1.0), "rate": 0.5, "outer_loss": "expected_error"}
 IMAGES: dict[str, dict] = {
-    "cross_fit, long rounds, expected error": ERROR,
+    "cross_fit, careful": CAREFUL,
+    "cross_fit, careful, one step": {**CAREFUL, "estimator": "one_step"},
+    "cross_fit, long rounds, expected error": {**LONG, "outer_loss": "expected_error"},
     "cross_fit, long rounds": LONG,
-    "cross_fit, long rounds, expected error, one step": {**ERROR, "estimator": "one_step"},
-    "cross_fit, long rounds, one step": {**LONG, "estimator": "one_step"},
 }
 # What a sceptic would do instead: train without a task and look; short trainings, as long as a round, and whole ones.
 RETRAINING: dict[str, dict] = {

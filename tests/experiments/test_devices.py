@@ -51,11 +51,13 @@ def whole(request, tmp_path_factory):
     return command, folder / "one", folder / "four"
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_run_of_one(whole):
     _, one, four = whole
     assert_close_run(one, four)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_begun_on_four_devices_goes_on_with_fewer(whole, tmp_path, devices):
     command, one, four = whole

@@ -113,7 +113,9 @@ def test_mistakes_are_named():
         block_of(logits_of(), LABELS.astype(jnp.float32), 2)
 
 
-@pytest.mark.parametrize("gamma", [0.5, 1.5, 2.0])
+@pytest.mark.parametrize(
+    "gamma", [pytest.param(0.5, marks=pytest.mark.slow), 1.5, pytest.param(2.0, marks=pytest.mark.slow)]
+)
 def test_derivatives_of_focal_losses_near_and_at_sure_predictions(gamma):
     """-(1 - p)^gamma log p of two classes by hand; where p rounds to 1, loss and derivatives are at their limit, 0."""
 

@@ -54,7 +54,9 @@ def path(solved, steps=5):
             amortise(lambda estimate: neumann(400, step_size=1 / estimate.bound), prepare=power_iteration()),
             marks=pytest.mark.slow,
         ),
-        amortise(cg(max_steps=30, rtol=1e-11, unroll=False), warm_start="project"),
+        pytest.param(
+            amortise(cg(max_steps=30, rtol=1e-11, unroll=False), warm_start="project"), marks=pytest.mark.slow
+        ),
     ],
     ids=["warm_started", "cg", "nystrom", "neumann", "projected"],
 )
@@ -81,6 +83,7 @@ def test_warm_starts_save_products():
     assert spent[2] < spent[1] < spent[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damping", [pytest.param(0.0, marks=pytest.mark.slow), 0.01])
 @pytest.mark.usefixtures("single_precision")
 def test_projected_starts_save_more_products_than_they_cost_where_solves_are_long(damping):

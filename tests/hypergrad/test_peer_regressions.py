@@ -107,6 +107,7 @@ def test_regression_3_dense_inverts_the_blocks_between_tensors_as_well():
         assert error(np.linalg.solve(blocks, v), u) > 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "curvature", [1e-18, pytest.param(1e-8, marks=pytest.mark.slow), pytest.param(1e8, marks=pytest.mark.slow)]
 )

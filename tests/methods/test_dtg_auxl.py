@@ -314,6 +314,7 @@ def test_a_cycle_pairs_every_labelled_row_with_another_one():
     assert pairing.cycle(KEY, 3, jnp.arange(3) == 1)[1] == 1  # alone
 
 
+@pytest.mark.slow
 def test_partners_of_another_task_are_its_labelled_instances():
     """In random order, again from the first where they are fewer."""
     problem = make(0, masked=True)

@@ -170,6 +170,7 @@ def test_unscheduled_primary_task_keeps_weight_one():
     np.testing.assert_array_equal(weights["primary"], np.ones(8))
 
 
+@pytest.mark.slow
 def test_warm_start_is_the_last_solution():
     problem, dev = LinearTasks.make(0, num_tasks=2), LinearTasks.make(1, num_tasks=2)
     method = auxjax.methods.get(
@@ -222,6 +223,7 @@ def test_an_estimator_with_state_lives_in_the_training_state():
         np.testing.assert_allclose(one, two, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("standardise", [True, False])
 def test_unlabelled_examples_may_be_nan_and_change_nothing(standardise):
     """In loss and features, in the outer update too."""

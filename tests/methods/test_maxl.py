@@ -197,6 +197,7 @@ def test_the_inner_update_is_a_gradient_step_on_both_losses():
     assert 0 < metrics["label_usage"] <= np.log(6)
 
 
+@pytest.mark.slow
 def test_epochs_in_turn_are_as_many_inner_as_outer_updates(ordinary_promotion):
     problem, dev = generation_problem(0), generation_problem(1)
     batches = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1], leaf]), problem.batch)

@@ -126,6 +126,7 @@ def exact_gradient(state, batch, dev, logits, entropy_weight):
     return gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["none", "value"])
 def test_the_policy_ascends_the_expected_reward(baseline, monkeypatch):
     """Summed over all joint actions; the update is the gradient of the mean over examples of the advantage's part."""
@@ -283,6 +284,7 @@ def test_weights_are_powers_of_two():
     np.testing.assert_allclose(outer["outer_loss"], loss, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "label"), [("one_hot", (0.0, 1.0)), ("softened", (0.149, 0.405))])
 def test_targets(target, label):
     """What the head is trained on, for psi = 5: (e, 1, 1, 1, 1) / (e + 4) within the block, and 0 outside."""
@@ -550,6 +552,7 @@ def test_ppo_finds_what_random_search_does_not(ordinary_promotion):
         assert np.mean(chosen == clusters) > 0.9
 
 
+@pytest.mark.slow
 def test_a_policy_on_inputs_knows_new_examples(ordinary_promotion):
     """A linear function of the input finds the clusters of examples that it was never rewarded for."""
     linear = auxjax.Generator(

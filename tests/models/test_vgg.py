@@ -155,6 +155,7 @@ def test_max_pooling():
         assert np.isnan(layers.max_pool(jnp.zeros((1, 2, 2, 1)).at[0, row, column, 0].set(np.nan))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)])
 def test_max_pooling_behind_normalisations_has_the_same_gradient_compiled(dtype):
     """The gradient of `jnp.max` does not: it compares what it kept with what the compiler computes anew."""

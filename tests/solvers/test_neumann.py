@@ -173,6 +173,7 @@ def test_the_scale_of_the_problem_does_not_matter_in_single_precision(step, scal
     np.testing.assert_allclose(info.relative_residual, plain_info.relative_residual, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [None, pytest.param(0.2, marks=pytest.mark.slow)])
 def test_loops_and_straight_line_code_agree(step):
     system = spd()

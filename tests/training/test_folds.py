@@ -121,7 +121,7 @@ def clamp(meta):
     ("name", "options", "variables", "project"),
     [
         ("jtds", {"warm_start": True}, "meta", lambda meta: meta),
-        ("auxilearn", {}, "meta", clamp),
+        pytest.param("auxilearn", {}, "meta", clamp, marks=pytest.mark.slow),
         pytest.param(
             "arml", {}, "weights", lambda weights: auxjax.project_simplex(weights, 2.0), marks=pytest.mark.slow
         ),
@@ -153,6 +153,7 @@ def test_folds_are_a_plain_loop_over_them(name, options, variables, project):
             np.testing.assert_allclose(found[metric], mean, rtol=1e-6 if "matvecs" in metric else 1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [case for case in EVERY_COSTLY if method_of(case.values[0]).shared is not None])
 def test_copies_that_see_the_same_are_one_run(name):
     """The mean of equal hypergradients is one of them: what is shared, and where, is right in every method."""

@@ -98,7 +98,7 @@ METHODS = {
     "rl_aux": GENERATED | {"num_rollouts": 2},
     "dtg_auxl": FEW_PRODUCTS | {"num_generated": 4, "hidden": (4,)},
 }
-FAST = ("equal", "jtds")
+FAST = ("equal",)
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
 

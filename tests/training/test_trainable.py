@@ -129,6 +129,7 @@ def test_weights_are_learned_without_frozen_leaves():
     np.testing.assert_allclose(*found, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_frozen_leaves_of_any_dtype_are_averaged_and_learned_beside():
     """A key and complex numbers, as nobody could train them."""
     frozen = {"rng": jax.random.key(3), "phase": jnp.ones(3, complex)}

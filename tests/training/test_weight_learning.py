@@ -295,7 +295,7 @@ def test_a_model_with_nothing_to_weigh_is_refused(kept, piece):
         rounds.init(jax.random.key(0), make_data())
 
 
-@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("outputs", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_task_that_a_measured_batch_lacks_gets_no_signal(outputs):
     def draw_measured(data, key, fold):
         batch = draw_inner(data, key, fold)
