@@ -105,7 +105,9 @@ def check_report(grad, info, matrix, v, damping=0.0, rtol=RTOL):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [slow_unless(name not in ("normal_cg", "gmres", "bicgstab"), name) for name in SOLVERS])
+@pytest.mark.parametrize(
+    "name", [slow_unless(name not in ("normal_cg", "gmres", "bicgstab"), name) for name in SOLVERS]
+)
 def test_reports_are_true_on_symmetric_matrices(name, kind):
     call, damping, rtol = solver(name, kind)
     for matrix, v in SYMMETRIC.values():
