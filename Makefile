@@ -72,7 +72,7 @@ benchmarks: $(PEERS)/.installed  ## hypergradients beside other libraries (hours
 check-peers: $(PEERS)/.installed  ## the peers' losses and gradients are ours
 	$(PEERS)/bin/python -m benchmarks.hypergradients.peers.check
 
-endurance: $(STAMP)  ## kill training runs 100 times at random moments; all must end as if nothing had happened (ten minutes)
+endurance: $(STAMP)  ## kill training runs 100 times at random moments; all must end as if nothing had happened (half an hour on one core)
 	$(BIN)/python -m benchmarks.studies.endurance --out out/endurance.json
 
 clean:  ## remove environments, caches and builds
