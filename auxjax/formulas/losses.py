@@ -103,14 +103,17 @@ def known_targets(
             "missing label, such as missing=-1."
         )
     for name, value in {"missing": missing, "fill": fill}.items():
-        if not jnp.issubdtype(targets.dtype, jnp.inexact):
-            with np.errstate(all="ignore"):
-                kept = np.asarray(value).astype(targets.dtype)
-            if float(kept) != float(value):
-                raise ValueError(f"known_targets({name}={value}): expected a number that {targets.dtype} can hold.")
+        if not jnp.issubdtype(targets.dtype, jnp.inexact) and not _holds(targets.dtype, value):
+            raise ValueError(f"known_targets({name}={value}): expected a number that {targets.dtype} can hold.")
     absent = jnp.isnan(targets) if np.isnan(missing) else targets == jnp.asarray(missing, targets.dtype)
     clean = jnp.where(absent, jnp.asarray(fill, targets.dtype), targets)
     return clean, ~jnp.any(absent, axis=tuple(range(1, targets.ndim)))
+
+
+def _holds(dtype, value: float) -> bool:
+    """Whether a type without fractions or NaN has this number."""
+    with np.errstate(all="ignore"):
+        return float(np.asarray(value).astype(dtype)) == float(value)
 
 
 def masked_means(losses: Mapping[str, jax.Array], masks: Mapping[str, jax.Array | None] | None = None) -> jax.Array:

@@ -231,7 +231,6 @@ def make_rounds(
         new = WeightState(state.round + 1, state.key, state.logits - step, squares)
         return new, RoundInfo(weights_of(new), signal, held_out, trained, residual)
 
-    chosen: list[bool] = []  # whether folds take turns, found in the first round
     waits = [time - before for before, time in zip([0, *times], times, strict=False)]
 
     def one_program(state: WeightState, data) -> tuple[WeightState, RoundInfo]:
@@ -244,10 +243,8 @@ def make_rounds(
         return conclude(state, jax.lax.scan(wait_and_measure, start(numbers, state, data), jnp.array(waits))[1])
 
     def on_the_host(state: WeightState, data) -> tuple[WeightState, RoundInfo]:
-        if not chosen:
-            slow = together is None and jax.default_backend() == "cpu" and _has_convolution(losses_of, data)
-            chosen.append(slow if together is None else not together)
-        (alone,) = chosen
+        slow = together is None and jax.default_backend() == "cpu" and _has_convolution(losses_of, data)
+        alone = slow if together is None else not together
         start, train, measure = one_by_one if alone else compiled
         measured, copies = [], list(numbers) if alone else [numbers]
         networks = [start(copy, state, data) for copy in copies]
