@@ -16,16 +16,16 @@ import optax
 
 from auxjax._internal import checks, loops, optimizers
 from auxjax.formulas.partition import checked_mask
-from auxjax.interface import Context, Method, TaskModel, TrainState, bind, call
-from auxjax.methods.shared.absent_tasks import with_tasks
+from auxjax.interface import Context, Method, TaskModel, TrainState, call
 from auxjax.methods.shared.evaluation import loss_shapes
 from auxjax.training import folds as cross_validation
 from auxjax.training import options
 from auxjax.training.averaging import Average, check_average, start_average, update_average
 from auxjax.training.first_step import told, warn_of_frozen
 from auxjax.training.parallel import place_state, replicate, shard_batch
+from auxjax.training.seen_model import as_seen
 from auxjax.training.starting import check_missing_labels, check_params
-from auxjax.training.trainable import merged, trained, trained_mask, trained_of, with_frozen, without_frozen
+from auxjax.training.trainable import merged, trained, trained_mask, trained_of, with_frozen
 
 # Streams of the per-step key. Each use of randomness has its own, so that adding one leaves the others as they were.
 _DRAW, _INNER, _OUTER_DRAW_INNER, _OUTER_DRAW, _OUTER = range(5)
@@ -274,24 +274,10 @@ def _bound(plan, state, *, others=False):
     given = {
         name: draw and (lambda data, key, draw=draw: call(draw, data, key, **extras)) for name, draw in draws.items()
     }
-    model, parts = without_frozen(_bound_model(_all_tasks(plan.context.model, state, others), state), state)
+    model, parts = as_seen(plan.context.model, state, others=others)
     if plan.axis_name is not None:
-        given["of_batch"] = without_frozen(_bound_model(plan.context.model, state), state)[0]
+        given["of_batch"] = as_seen(plan.context.model, state, completed=False)[0]
     return plan._replace(context=plan.context._replace(model=model), **given), parts
-
-
-def _all_tasks(model, state, others):
-    """The model with the tasks of the run that a batch lacks."""
-    return with_tasks(model, state.tasks, others=others or not jax.tree.leaves(state.method)) if state.tasks else model
-
-
-def _bound_model(model, state):
-    """The model with what it names: the averaged params, held fixed, and the step."""
-    averaged = None
-    if jax.tree.leaves(state.averaged):
-        alike = lambda mean, leaf: mean if mean.dtype == leaf.dtype else mean.astype(leaf.dtype)  # noqa: E731
-        averaged = jax.tree.map(alike, state.averaged, state.params)  # frozen leaves may be keys
-    return bind(model, averaged=jax.lax.stop_gradient(averaged), step=state.step)
 
 
 def _own(leaf):
@@ -401,6 +387,6 @@ def task_weights(model: TaskModel, method: Method, state: TrainState, batch, *, 
     checks.key("task_weights", key)
     if method.weights is None:
         raise ValueError("task_weights: this method weighs no tasks or examples (its `weights` is None).")
-    model, state = without_frozen(_bound_model(_all_tasks(model, state, others=False), state), state)
+    model, state = as_seen(model, state)
     context = Context(model, optax.with_extra_args_support(optax.identity()))
     return method.weights(context, state, batch, key)
