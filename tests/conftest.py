@@ -14,7 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
-# What jax has traced lives long and is much: collected as often as by default it takes a tenth of the time.
+# What jax has traced lives long and is much: collected as often as by default it takes a twentieth of the time.
 gc.collect()
 gc.freeze()
 gc.set_threshold(50_000, 20, 100)
