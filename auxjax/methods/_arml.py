@@ -25,7 +25,7 @@ from auxjax.formulas.score_matching import score_matching_value_and_gradient
 from auxjax.formulas.simplex import shift_and_clamp
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import absent_tasks, descent, evaluation
+from auxjax.methods.shared import absent_tasks, default_optimizers, descent, evaluation
 
 _FAST, _SLOW = 0.9, 0.98  # decays of the two running means whose distance tells whether the weights still move
 
@@ -55,6 +55,7 @@ def arml(
     *,
     form: str = "merged",
     outer_optimizer: optax.GradientTransformation | None = None,
+    outer_updates: int | None = None,
     total: float | None = None,
     projection: str = "simplex",
     step_size: float | None = None,
@@ -79,8 +80,10 @@ def arml(
 
     Args:
       form: "merged" or "two_stage".
-      outer_optimizer: optimiser of the weights; `optax.sgd(0.05)` by default, as in the authors' code. Plain gradient
-        steps are stable below 1/lambda_max of the Gram matrix of the task gradients; `optax.adam` is scale-free.
+      outer_optimizer: optimiser of the weights; by default steps as long as scores agree with each other from one outer
+        update to the next, at a rate made for `outer_updates` of them. The authors' code has `optax.sgd(0.05)`; plain
+        gradient steps are stable below 1/lambda_max of the Gram matrix of the task gradients.
+      outer_updates: how many outer updates are planned, 100 if nothing is said; the default optimiser's rate follows.
       total: sum of the weights; the number of auxiliary tasks K by default.
       projection: "simplex", the exact Euclidean projection, or "shift_and_clamp", the authors' code, whose result can
         sum to more than `total`.
@@ -116,8 +119,7 @@ def arml(
         raise ValueError(
             f"arml(min_updates={min_updates}, max_updates={max_updates}): expected min_updates <= max_updates."
         )
-    checks.optimizer("arml", outer_optimizer=outer_optimizer)
-    optimizer = optax.sgd(0.05) if outer_optimizer is None else outer_optimizer
+    optimizer = default_optimizers.chosen("arml", outer_optimizer, outer_updates, default_optimizers.of_shares)
     project = {"simplex": absent_tasks.project_seen, "shift_and_clamp": _shift_and_clamp}[projection]
 
     def total_of(count: int):

@@ -17,13 +17,14 @@ from auxjax.formulas.losses import weighted_loss
 from auxjax.hypergrad import BilevelProblem, finite_difference, one_step
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import absent_tasks, descent, evaluation, outer_level
+from auxjax.methods.shared import absent_tasks, default_optimizers, descent, evaluation, outer_level
 
 
 @register("hypergradient", needs={"auxiliary", "outer_batch"})
 def auto_lambda(
     *,
     outer_optimizer: optax.GradientTransformation | None = None,
+    outer_updates: int | None = None,
     form: str = "finite_difference",
     epsilon: float = 0.01,
     initial: float = 0.1,
@@ -31,7 +32,10 @@ def auto_lambda(
     """Weights by one look-ahead step.
 
     Args:
-      outer_optimizer: optimiser of the weights; `optax.adam(1e-4)` by default, the paper's for NYUv2.
+      outer_optimizer: optimiser of the weights; by default AdaGrad with steps in proportion to the weight, at a rate
+        at which it grows tenfold, or falls to 0, in `outer_updates` updates that agree. The paper's for NYUv2 is
+        `optax.adam(1e-4)`, for tens of thousands of updates.
+      outer_updates: how many outer updates are planned, 100 if nothing is said; the default optimiser's rate follows.
       form: "finite_difference", the paper's, or "exact", which differentiates the look-ahead step itself.
       epsilon: length of the displacement of the finite difference.
       initial: all weights at the start, the primary task's too. The paper's 0.1 divides the effective learning rate by
@@ -51,8 +55,7 @@ def auto_lambda(
     checks.number("auto_lambda", initial=initial)
     if not checks.is_traced(initial) and initial == 0:
         raise ValueError("auto_lambda(initial=0): expected another number; nothing has a gradient there.")
-    checks.optimizer("auto_lambda", outer_optimizer=outer_optimizer)
-    optimizer = optax.adam(1e-4) if outer_optimizer is None else outer_optimizer
+    optimizer = default_optimizers.chosen("auto_lambda", outer_optimizer, outer_updates, default_optimizers.of_weights)
 
     def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)

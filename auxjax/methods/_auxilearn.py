@@ -28,7 +28,7 @@ from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import absent_tasks, descent, evaluation, outer_level
+from auxjax.methods.shared import absent_tasks, default_optimizers, descent, evaluation, outer_level
 
 
 @register("hypergradient", needs={"auxiliary", "outer_batch"})
@@ -40,6 +40,7 @@ def auxilearn(
     upper: float | None = None,
     constraint: str = "clamp",
     outer_optimizer: optax.GradientTransformation | None = None,
+    outer_updates: int | None = None,
     hypergradient: Estimator | Amortised | None = None,
     warm_start: bool = False,
 ) -> Method:
@@ -53,7 +54,9 @@ def auxilearn(
         the authors' code, when it is `None`.
       constraint: "clamp" sets negative weights to 0 after every outer update, as the authors' code does; "softplus"
         parametrises them, so that none can get stuck at 0.
-      outer_optimizer: optimiser of phi; `optax.adam(1e-2)` by default.
+      outer_optimizer: optimiser of phi; by default AdaGrad, at a rate at which in `outer_updates` updates that agree a
+        weight of the linear form grows tenfold or falls to 0, and a deep form's moves by 1.
+      outer_updates: how many outer updates are planned, 100 if nothing is said; the default optimiser's rate follows.
       hypergradient: an estimator such as `implicit(neumann(3))`, the default: the paper's four terms, with a fitted
         step size and its factor, which the authors' code leaves out; or an estimator with state.
       warm_start: start each linear solve from the last solution.
@@ -73,7 +76,10 @@ def auxilearn(
         raise ValueError(f"auxilearn(hidden={hidden}, channels={channels}): expected one or more whole numbers >= 1.")
     if upper is not None:
         checks.number("auxilearn", above=0, upper=upper)
-    level = outer_level.make_outer_level("auxilearn", outer_optimizer, hypergradient, warm_start)
+    default = default_optimizers.of_network if form != "linear" else default_optimizers.of_weights
+    default = default_optimizers.of_logits if constraint == "softplus" else default
+    optimizer = default_optimizers.chosen("auxilearn", outer_optimizer, outer_updates, default)
+    level = outer_level.make_outer_level("auxilearn", optimizer, hypergradient, warm_start)
     combiner = _combiner(form, hidden, channels, upper, constraint)  # None for the linear form
     spatial = combiner is not None and combiner.spatial
     if combiner is not None:

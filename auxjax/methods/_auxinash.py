@@ -26,7 +26,7 @@ from auxjax.formulas.task_gradients import gram_matrix, task_gradients
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import absent_tasks, descent, evaluation, outer_level
+from auxjax.methods.shared import absent_tasks, default_optimizers, descent, evaluation, outer_level
 
 
 class AuxinashState(NamedTuple):
@@ -45,6 +45,7 @@ class AuxinashState(NamedTuple):
 def auxinash(
     *,
     outer_optimizer: optax.GradientTransformation | None = None,
+    outer_updates: int | None = None,
     hypergradient: Estimator | Amortised | None = None,
     refresh: str = "inner",
     smallest: float = 1e-3,
@@ -54,7 +55,10 @@ def auxinash(
     """Bargaining weights with learned powers.
 
     Args:
-      outer_optimizer: optimiser of the powers; `optax.sgd(5e-3, momentum=0.9)` by default, the paper's.
+      outer_optimizer: optimiser of the powers; by default steps as long as hypergradients agree, at a rate
+        at which a power grows tenfold, or falls to 0, in `outer_updates` updates that agree. The paper's is
+        `optax.sgd(5e-3, momentum=0.9)`, which depends on the scale of the losses.
+      outer_updates: how many outer updates are planned, 100 if nothing is said; the default optimiser's rate follows.
       hypergradient: an estimator such as `implicit(neumann(3))`, the default, or one with state.
       refresh: compute the Gram matrix and the weights at every "inner" update, or at "outer" updates only, in between
         which they stay.
@@ -73,8 +77,7 @@ def auxinash(
     """
     checks.one_of("auxinash", ("inner", "outer"), refresh=refresh)
     checks.number("auxinash", above=0, below=1, smallest=smallest)
-    checks.optimizer("auxinash", outer_optimizer=outer_optimizer)
-    optimizer = optax.sgd(5e-3, momentum=0.9) if outer_optimizer is None else outer_optimizer
+    optimizer = default_optimizers.chosen("auxinash", outer_optimizer, outer_updates, default_optimizers.of_shares)
     level = outer_level.make_outer_level("auxinash", optimizer, hypergradient, warm_start)
 
     def gram_of(context, state, batch, key, dtype):

@@ -99,7 +99,9 @@ def dtg_auxl(
     if num_classes is not None:
         checks.count("dtg_auxl", 2, num_classes=num_classes)
     generator = _generator(generator, num_generated, task, features, hidden)
-    level = outer_level.make_outer_level("dtg_auxl", outer_optimizer, hypergradient, warm_start, default_rate=1e-3)
+    checks.optimizer("dtg_auxl", outer_optimizer=outer_optimizer)
+    optimizer = optax.adam(1e-3) if outer_optimizer is None else outer_optimizer
+    level = outer_level.make_outer_level("dtg_auxl", optimizer, hypergradient, warm_start)
 
     def pairs_in(context, out, batch, key) -> Pairs:
         kinds = {"partner": partner, "labels": labels, "num_classes": num_classes}

@@ -28,7 +28,7 @@ from auxjax.formulas.losses import masked_mean, weighted_loss
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method, no_reduction
 from auxjax.methods._registry import register
-from auxjax.methods.shared import absent_tasks, descent, evaluation, outer_level
+from auxjax.methods.shared import absent_tasks, default_optimizers, descent, evaluation, outer_level
 
 
 class TaskSchedule(NamedTuple):
@@ -53,6 +53,7 @@ class TaskSchedule(NamedTuple):
 def jtds(
     *,
     outer_optimizer: optax.GradientTransformation | None = None,
+    outer_updates: int | None = None,
     hypergradient: Estimator | Amortised | None = None,
     activation: str = "sigmoid",
     feature_bias: bool = False,
@@ -64,9 +65,11 @@ def jtds(
     """Joint task and data scheduling.
 
     Args:
-      outer_optimizer: optimiser of the scheduler; `optax.adam(1e-2)` by default. The authors' code uses SGD with
-        momentum on a hypergradient that lacks the Neumann series' leading step size and is clipped at norm 10; ours has
-        its true scale, which calls for an optimiser that does not depend on it.
+      outer_optimizer: optimiser of the scheduler; by default steps as long as hypergradients agree with each
+        other, at a rate made for `outer_updates` of them: of 100 planned, ten that agree take a factor from 1/2 to
+        1/100. The authors' code uses SGD with momentum on a hypergradient that lacks the Neumann series' leading step
+        size and is clipped at norm 10; ours has its true scale, for an optimiser that does not depend on it.
+      outer_updates: how many outer updates are planned, 100 if nothing is said; the default optimiser's rate follows.
       hypergradient: an estimator such as `implicit(neumann(3))`, the default: the paper's four terms, but with a step
         size fitted to the curvature. (The authors' step of 1e-4 leaves the Hessian without effect.) Or an estimator
         with state, such as `amortise(...)` or `single_loop()`, whose state becomes part of the training state.
@@ -96,7 +99,8 @@ def jtds(
     checks.one_of("jtds", ("held_fixed", "exact"), jacobian=jacobian)
     checks.one_of("jtds", (True, False), feature_bias=feature_bias)
     checks.one_of("jtds", (True, False, "sample"), standardise=standardise)
-    level = outer_level.make_outer_level("jtds", outer_optimizer, hypergradient, warm_start)
+    optimizer = default_optimizers.chosen("jtds", outer_optimizer, outer_updates, default_optimizers.of_logits)
+    level = outer_level.make_outer_level("jtds", optimizer, hypergradient, warm_start)
     activate = {"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}[activation]
 
     def init(context, state, batch, key):

@@ -21,7 +21,7 @@ from auxjax._internal.precision import accumulation_dtype
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method, no_reduction
 from auxjax.methods._registry import register
-from auxjax.methods.shared import absent_tasks, descent, evaluation, outer_level
+from auxjax.methods.shared import absent_tasks, default_optimizers, descent, evaluation, outer_level
 from auxjax.methods.shared.module_weights import mixed_field, modules_of
 
 
@@ -30,6 +30,7 @@ def maoal(
     *,
     module_of: Callable[[str], str] | None = None,
     outer_optimizer: optax.GradientTransformation | None = None,
+    outer_updates: int | None = None,
     hypergradient: Estimator | Amortised | None = None,
     constraint: str = "relu",
     auxiliary_weight: float = 1.0,
@@ -41,7 +42,9 @@ def maoal(
     Args:
       module_of: function of a leaf's path to its module's name, see `auxjax.formulas.partition.modules_by_path`; by
         default the path's first part, the layers of a Flax module. `lambda path: path` makes every leaf a module.
-      outer_optimizer: optimiser of the importance; `optax.adam(1e-2)` by default.
+      outer_optimizer: optimiser of the importance; by default AdaGrad with steps in proportion to the entry, at a rate
+        at which it grows tenfold, or falls to 0, in `outer_updates` updates that agree.
+      outer_updates: how many outer updates are planned, 100 if nothing is said; the default optimiser's rate follows.
       hypergradient: an estimator such as `implicit(neumann(3))`, the default: the paper's four terms with a step size
         fitted to the curvature, or one with state. (The authors' step of 1 diverges where the largest curvature is
         above 2, and they leave its factor out.) Its solver is `gmres`, `bicgstab`, `normal_cg`, `dense` or `neumann`:
@@ -65,7 +68,9 @@ def maoal(
     checks.one_of("maoal", ("relu", "softplus", "projection"), constraint=constraint)
     checks.one_of("maoal", ("mean", "sum"), reduction=reduction)
     checks.number("maoal", least=0, auxiliary_weight=auxiliary_weight)
-    level = outer_level.make_outer_level("maoal", outer_optimizer, hypergradient, warm_start)
+    default = default_optimizers.of_logits if constraint == "softplus" else default_optimizers.of_weights
+    optimizer = default_optimizers.chosen("maoal", outer_optimizer, outer_updates, default)
+    level = outer_level.make_outer_level("maoal", optimizer, hypergradient, warm_start)
     importance = {"relu": jax.nn.relu, "softplus": jax.nn.softplus, "projection": lambda raw: raw}[constraint]
 
     def modules_in(context, params):

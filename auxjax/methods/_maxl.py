@@ -119,7 +119,9 @@ def make_method(
         raise ValueError(
             f"{name}(hypergradient=) is used instead of a look-ahead; leave form and look_ahead_steps out."
         )
-    level = outer_level.make_outer_level(name, outer_optimizer, hypergradient, False, default_rate=1e-3)
+    checks.optimizer(name, outer_optimizer=outer_optimizer)
+    optimizer = optax.adam(1e-3) if outer_optimizer is None else outer_optimizer
+    level = outer_level.make_outer_level(name, optimizer, hypergradient, False)
 
     def level_of(context, state) -> outer_level.OuterLevel:
         """A look-ahead starts from the inner optimiser's real state."""

@@ -25,7 +25,7 @@ from auxjax.formulas.losses import weighted_loss
 from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import descent, evaluation, example_tables, outer_level
+from auxjax.methods.shared import default_optimizers, descent, evaluation, example_tables, outer_level
 
 
 @register("hypergradient", needs={"outer_batch", "ids"})
@@ -34,6 +34,7 @@ def n_jtds(
     num_examples: int | Mapping[str, int],
     ids: Callable,
     outer_optimizer: optax.GradientTransformation | None = None,
+    outer_updates: int | None = None,
     hypergradient: Estimator | Amortised | None = None,
     activation: str = "softplus",
     schedule_primary: bool = True,
@@ -46,9 +47,12 @@ def n_jtds(
       num_examples: training examples, or `{task: examples}` for tasks with data of their own.
       ids: `batch -> int [n]`, or `{task: int [n_task]}`: which examples a batch holds, from 0 to `num_examples - 1`,
         each at most once. An id outside of the table reads NaN, which shows in every metric.
-      outer_optimizer: optimiser of the table; `optax.adam(0.1)` by default. Its state has a row for every example, and
-        rows outside of the batch, and those of examples without a label, stay as they are; in the authors' code weight
-        decay and momentum move all rows.
+      outer_optimizer: optimiser of the table; by default steps as long as hypergradients agree with each other, at a
+        rate made for `outer_updates` of every entry: of 100 planned, ten that agree take a weight from 1 to 1/60. Its
+        state has a row for every example, and rows outside of the batch, and those of examples without a label, stay as
+        they are; in the authors' code weight decay and momentum move all rows.
+      outer_updates: how many updates of every entry are planned, 100 if nothing is said; the default optimiser's rate
+        follows.
       hypergradient: an estimator such as `implicit(neumann(3))`, the default.
       activation: "softplus", the authors' code, or "sigmoid".
       schedule_primary: weigh the primary task's examples, too; False gives them weight 1.
@@ -72,8 +76,7 @@ def n_jtds(
         checks.count("n_jtds", 1, **{f"num_examples[{task!r}]": size for task, size in sizes.items()})
     checks.one_of("n_jtds", ("softplus", "sigmoid"), activation=activation)
     checks.number("n_jtds", least=0, spread=spread)
-    checks.optimizer("n_jtds", outer_optimizer=outer_optimizer)
-    optimizer = optax.adam(0.1) if outer_optimizer is None else outer_optimizer
+    optimizer = default_optimizers.chosen("n_jtds", outer_optimizer, outer_updates, default_optimizers.of_logits)
     level = outer_level.make_outer_level("n_jtds", optimizer, hypergradient, warm_start)
     activate = {"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}[activation]
     start = {"sigmoid": 0.0, "softplus": 0.5413248546129181}[activation]  # softplus(0.5413...) = 1

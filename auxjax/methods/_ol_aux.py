@@ -24,7 +24,7 @@ from auxjax._internal.precision import accumulation_dtype
 from auxjax.formulas.task_gradients import task_gradients
 from auxjax.interface import Method
 from auxjax.methods._registry import register
-from auxjax.methods.shared import absent_tasks, descent, evaluation
+from auxjax.methods.shared import absent_tasks, default_optimizers, descent, evaluation
 
 
 class OlAuxState(NamedTuple):
@@ -45,6 +45,7 @@ class OlAuxState(NamedTuple):
 def ol_aux(
     *,
     outer_optimizer: optax.GradientTransformation | None = None,
+    outer_updates: int | None = None,
     form: str = "n_step",
     initial: float = 1.0,
     clamp: bool = False,
@@ -52,8 +53,11 @@ def ol_aux(
     """Online learning of auxiliary weights from products of gradients.
 
     Args:
-      outer_optimizer: optimiser of the weights, given the gradient `-sum <g_0, g_k>`; `optax.sgd(0.05)` by default.
-        The update's step size eta is part of its learning rate.
+      outer_optimizer: optimiser of the weights, given the gradient `-sum <g_0, g_k>`; by default AdaGrad with steps
+        in proportion to the weight, at a rate at which it grows tenfold, or falls to 0, in `outer_updates` updates that
+        agree. The paper's plain steps, `optax.sgd(rate)`, depend on the scale of the losses; the update's step size eta
+        is part of their rate.
+      outer_updates: how many outer updates are planned, 100 if nothing is said; the default optimiser's rate follows.
       form: "n_step" adds up the products at all inner updates since the last outer one, so that N is `inner_steps` of
         `make_step`. "one_step" takes the products at the outer update alone, as ARML's code has its baseline.
       initial: all weights at the start.
@@ -71,8 +75,7 @@ def ol_aux(
     """
     checks.one_of("ol_aux", ("n_step", "one_step"), form=form)
     checks.number("ol_aux", initial=initial)
-    checks.optimizer("ol_aux", outer_optimizer=outer_optimizer)
-    optimizer = optax.sgd(0.05) if outer_optimizer is None else outer_optimizer
+    optimizer = default_optimizers.chosen("ol_aux", outer_optimizer, outer_updates, default_optimizers.of_weights)
 
     def init(context, state, batch, key):
         out = evaluation.loss_shapes(context, state, batch, key)

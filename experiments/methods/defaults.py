@@ -1,9 +1,9 @@
 """The options every config gives the methods of `auxjax.methods` that cannot do with their defaults.
 
 What is common to the configs is here, so that each method's name works in each of them: what a method must know of the
-data (tasks, examples, updates per epoch), and optimisers for the outer variables. The defaults of the methods are their
-papers', tuned to runs of tens of thousands of updates; outer variables that are weights get Adam at a rate that lets
-them move by about 1 in the few hundred outer updates of a run here.
+data (tasks, examples, updates per epoch), and optimisers for the outer variables: Adam, at rates that were chosen on
+validation, and that a sweep can take as numbers. `python -m benchmarks.outer_rates` compares the methods' own defaults
+with such rates.
 """
 
 import optax

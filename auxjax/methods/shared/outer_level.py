@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal import checks, optimizers, roles, tree_math
+from auxjax._internal import optimizers, roles, tree_math
 from auxjax.formulas.losses import masked_mean
 from auxjax.hypergrad import BilevelProblem, implicit
 from auxjax.hypergrad.amortised import Amortised, warm_started
@@ -51,26 +51,23 @@ class OuterState(NamedTuple):
 
 def make_outer_level(
     method: str,
-    outer_optimizer: optax.GradientTransformation | None,
+    optimizer: optax.GradientTransformation,
     hypergradient: Estimator | Amortised | None,
     warm_start: bool,
-    default_rate=1e-2,
 ) -> OuterLevel:
-    """Checks a method's options and fills in the defaults: Adam, and four terms of a Neumann series.
+    """Checks a method's options and fills in the default hypergradient, four terms of a Neumann series.
 
     Args:
       method: the method's name, for messages.
-      outer_optimizer: an optax transformation, or `None` for `optax.adam(default_rate)`.
+      optimizer: of the outer variables, an optax transformation.
       hypergradient: an estimator, one with state, or `None` for `implicit(neumann(3))`.
       warm_start: start each linear solve of an estimator without state from the last solution.
-      default_rate: learning rate of the default optimiser.
 
     Raises:
-      TypeError: `hypergradient` is not an estimator, `outer_optimizer` no optax transformation.
+      TypeError: `hypergradient` is not an estimator.
       ValueError: `warm_start` with an estimator that has its own option for it.
     """
     estimator = implicit(neumann(3)) if hypergradient is None else hypergradient
-    checks.optimizer(method, outer_optimizer=outer_optimizer)
     if not isinstance(estimator, Amortised):
         expected = "an estimator such as implicit(neumann(3)), or one with state such as single_loop()"
         roles.estimator(method, expected, hypergradient=estimator)
@@ -80,7 +77,6 @@ def make_outer_level(
                 f"{method}(warm_start=True): an estimator with state has its own option for that. Leave it out."
             )
         estimator = warm_started(estimator)
-    optimizer = optax.adam(default_rate) if outer_optimizer is None else outer_optimizer
     return OuterLevel(optimizer, estimator)
 
 
