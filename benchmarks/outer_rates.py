@@ -148,7 +148,12 @@ def main(argv=None) -> int:
         for name in names:
             if name not in known:
                 parser.error(f"{name!r}: expected one of {', '.join(known)}")
-    moments = [int(number) for number in options.updates.split(",")]
+    try:
+        moments = [int(number) for number in options.updates.split(",")]
+        if moments != sorted(set(moments)) or moments[0] < 1:
+            raise ValueError
+    except ValueError:
+        parser.error(f"--updates {options.updates}: expected whole numbers, ascending, such as 50,200,1000")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
