@@ -153,6 +153,8 @@ def make(text: str, defaults: Mapping[str, Mapping], **given) -> Method:
     if label.name == "arml" and options.get("form") == "merged":  # a config's numbers for sampling are of no use there
         for option in {"step_size", "temperature"} - own.keys():
             options.pop(option, None)
+    if "outer_updates" in own:  # asks for the method's own optimiser, made for as many
+        options.pop("outer_optimizer", None)
     try:
         return methods.get(label.name, **options)
     except TypeError as error:  # a number where only none will do, and the like

@@ -1,5 +1,7 @@
 """Labels of methods: what is written on the command line, what is made of it, and what is refused."""
 
+import jax
+import optax
 import pytest
 
 from auxjax import Method, methods
@@ -16,6 +18,7 @@ from experiments.methods.labels import (
     updates_of,
 )
 from experiments.settings import RunSettings
+from tests.helpers.training_problems import LinearTasks, linear_model, state_of
 
 
 @pytest.mark.parametrize(
@@ -110,6 +113,20 @@ def test_options_of_the_label_come_before_those_of_the_config():
         make("fixed_weights", {})
     with pytest.raises(ValueError, match=r"method 'fixed_weights': .*expected \{task: weight\}, got float"):
         make("fixed_weights", {"fixed_weights": {"weights": 0.3}})
+
+
+def test_planned_updates_ask_for_the_methods_own_optimizer():
+    """The config's would not do: its rate is made for no number of updates."""
+    moved = []
+    for text in ("ol_aux", "ol_aux:outer_updates=25", "ol_aux:outer_updates=400"):
+        problem = LinearTasks.make(3)
+        method = make(text, {"ol_aux": {"outer_optimizer": optax.sgd(0.0)}})
+        context, state = state_of(linear_model(), problem, method=method)
+        state, _ = method.inner(context, state, problem.batch, jax.random.key(0))
+        state, _ = method.outer(context, state, problem.batch, None, jax.random.key(0))
+        moved.append(abs(float(state.method.weights[0]) - 1.0))
+    assert moved[0] == 0.0
+    assert moved[1] == pytest.approx(4 * moved[2])
 
 
 def test_the_order_of_a_table():
