@@ -15,6 +15,7 @@ from auxjax.formulas.losses import known_targets as known_targets
 from auxjax.formulas.losses import weighted_loss as weighted_loss
 from auxjax.formulas.score_matching import fisher_divergence as fisher_divergence
 from auxjax.formulas.score_matching import score_matching_gradient as score_matching_gradient
+from auxjax.formulas.simplex import keep_on_simplex as keep_on_simplex
 from auxjax.formulas.simplex import project_simplex as project_simplex
 from auxjax.hypergrad import Amortised as Amortised
 from auxjax.hypergrad import BilevelProblem as BilevelProblem

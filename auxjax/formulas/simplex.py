@@ -1,6 +1,7 @@
 """Constraining task weights to the simplex {w >= 0, sum w = total}: projection, ARML's shortcut, and exact minimiser.
 
 - `project_simplex`: the nearest point, for weights that a gradient step has carried outside.
+- `keep_on_simplex`: the same as the last part of an optimiser, for any method whose outer variables are weights.
 - `shift_and_clamp`: what the public code of ARML does instead; not a projection, and its sum can exceed the total.
 - `simplex_quadratic_program`: the weights that minimise a quadratic, in one go. ARML's divergence
   `|| g_0 - sum_k w_k g_k ||^2` is one, so that for few tasks no gradient steps on the weights are needed at all.
@@ -11,9 +12,11 @@ offset or one huge entry costs it its digits, and it mixes integer and floating 
 
 import functools
 import numbers
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from auxjax._internal import checks
 from auxjax._internal.precision import accumulation_dtype
@@ -45,6 +48,44 @@ def project_simplex(weights, total):
     _check_total(where, total)
     flat, restore = _ravel(where, weights)
     return restore(_project(flat, jnp.asarray(total).astype(flat.dtype)))
+
+
+def keep_on_simplex(total, held: Callable[[str], bool] = lambda path: False) -> optax.GradientTransformation:
+    """The last part of an optimiser of weights: they stay on the simplex of a given sum, with exact zeros.
+
+    `u <- project_simplex(w + u) - w`, as `optax.keep_params_nonnegative` does for the positive orthant:
+
+        weights = optax.chain(optax.adam(0.1), auxjax.keep_on_simplex(3.0, held=lambda path: path == "digit"))
+        method = auxjax.methods.get("auxilearn", outer_optimizer=weights)
+
+    Args:
+      total: scalar > 0, the sum of all weights that are not held; the first update brings them there.
+      held: predicate on the path of a leaf ("digit", "a/b"): these stay where they are, such as the primary task's.
+
+    Raises:
+      TypeError: a leaf is not floating point.
+      ValueError: `total` is a Python number <= 0; everything is held; no weights beside their updates.
+
+    Cost: one sort. Reference: as `project_simplex`.
+    """
+    where = "keep_on_simplex"
+    _check_total(where, total)
+    checks.function(where, "a function of a leaf's path", held=held)
+
+    def update(updates, weights):
+        if weights is None:
+            raise ValueError(f"{where}: expected the weights beside their updates, update(updates, state, params).")
+        at, tree = jax.tree_util.tree_flatten_with_path(weights)
+        stays = [held(jax.tree_util.keystr(path, simple=True, separator="/")) for path, _ in at]
+        if all(stays):
+            names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in at]
+            raise ValueError(f"{where}(held=): expected some weights that are not held, got all of {names}.")
+        pairs = list(zip(stays, [leaf for _, leaf in at], jax.tree.leaves(updates), strict=True))
+        moved = iter(project_simplex([leaf + step for stay, leaf, step in pairs if not stay], total))
+        steps = [jnp.zeros_like(step) if stay else next(moved) - leaf for stay, leaf, step in pairs]
+        return jax.tree.unflatten(tree, steps)
+
+    return optax.stateless(update)
 
 
 def shift_and_clamp(weights: jax.Array, total) -> jax.Array:

@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.optimize
 
-from auxjax.formulas.simplex import project_simplex, shift_and_clamp, simplex_quadratic_program
+import auxjax
+from auxjax.formulas.simplex import keep_on_simplex, project_simplex, shift_and_clamp, simplex_quadratic_program
+from tests.helpers.training_problems import LinearTasks, linear_model, state_of
 
 
 def bisect(weights, total):
@@ -250,3 +253,41 @@ def test_programme_with_nan_is_nan():
 def test_mistakes_are_named(error, piece, call):
     with pytest.raises(error, match=piece):
         call()
+
+
+def test_an_optimiser_of_weights_keeps_them_on_the_simplex():
+    """All but the one that is held; those that are projected to 0 are 0 exactly."""
+    weights = {"primary": jnp.array(1.0), "a": jnp.array(1.0), "b": jnp.array(1.0), "c": jnp.array(1.0)}
+    gradients = {"primary": jnp.array(5.0), "a": jnp.array(-1.0), "b": jnp.array(0.2), "c": jnp.array(3.0)}
+    optimizer = optax.chain(optax.sgd(0.5), keep_on_simplex(3.0, held=lambda path: path == "primary"))
+    updates, _ = optimizer.update(gradients, optimizer.init(weights), weights)
+    found = optax.apply_updates(weights, updates)
+    wanted = project_simplex(jnp.array([1.5, 0.9, -0.5]), 3.0)
+    assert [float(found[name]) for name in ("primary", "a", "b", "c")] == pytest.approx([1.0, *map(float, wanted)])
+    assert wanted[2] == 0.0
+    assert found["c"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["auxilearn", "auto_lambda"])
+def test_methods_with_weights_take_it(name):
+    problem = LinearTasks.make(3, num_tasks=4)
+    optimizer = optax.chain(optax.sgd(10.0), keep_on_simplex(3.0, held=lambda path: path == "primary"))
+    method = auxjax.methods.get(name, outer_optimizer=optimizer)
+    context, state = state_of(linear_model(), problem, method=method)
+    before = state.method.meta["primary"]
+    state, _ = method.outer(context, state, problem.batch, problem.batch, jax.random.key(0))
+    weights = dict(state.method.meta)
+    assert weights.pop("primary") == before
+    assert sum(weights.values()) == pytest.approx(3.0, rel=1e-12)
+    assert min(weights.values()) == 0.0
+
+
+def test_mistakes_of_keeping_weights_on_the_simplex_are_named():
+    with pytest.raises(ValueError, match="total"):
+        keep_on_simplex(0.0)
+    with pytest.raises(TypeError, match=r"keep_on_simplex\(held=\): expected a function of a leaf's path"):
+        keep_on_simplex(1.0, held="primary")
+    with pytest.raises(ValueError, match="expected the weights beside their updates"):
+        keep_on_simplex(1.0).update(jnp.ones(2), optax.EmptyState())
+    with pytest.raises(ValueError, match=r"expected some weights that are not held, got all of \['a'\]"):
+        keep_on_simplex(1.0, held=lambda path: True).update({"a": jnp.ones(2)}, optax.EmptyState(), {"a": jnp.ones(2)})
