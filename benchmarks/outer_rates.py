@@ -25,7 +25,7 @@ from benchmarks.known_worth.training import keys_and_params, stacked
 from benchmarks.shared.paths import home_path
 from experiments import cli, configs
 from experiments.data import pools
-from experiments.evaluation.statistics import mean_and_interval
+from experiments.evaluation.statistics import auroc, mean_and_interval
 from experiments.methods import defaults, labels
 from experiments.training import judging, sources
 
@@ -107,11 +107,22 @@ def run(path: pathlib.Path, config: str, method: str, optimizer: str, rates, see
     return found
 
 
+def helpful_auroc(row: dict, place: int) -> str:
+    """How well the weights tell the helpful tasks, mean over the seeds; nothing where it is not known which help."""
+    weights = {task: np.array(values)[:, place] for task, values in row.get("weights", {}).items() if task != "class"}
+    helpful = np.array([task.startswith("helpful") for task in weights])
+    if not helpful.any():
+        return ""
+    by_seed = np.stack(list(weights.values()), axis=1)
+    return f"{np.mean([auroc(one, helpful) for one in by_seed]):.2f}"
+
+
 def table(rows: list[dict]) -> str:
     """The default beside the best rate, per config, method and moment."""
     lines = [
-        "| config | method | outer updates | default, % | best rate of the grid | its accuracy, % | inside or above |",
-        "|---|---|---:|---:|---:|---:|---|",
+        "| config | method | outer updates | default, % | best rate of the grid | its accuracy, % | inside or above "
+        "| AUROC of the weights, default | of the best rate |",
+        "|---|---|---:|---:|---:|---:|---|---:|---:|",
     ]
     pairs = dict.fromkeys((row["config"], row["method"]) for row in rows)
     for config, method in pairs:
@@ -125,10 +136,12 @@ def table(rows: list[dict]) -> str:
             grid = {key: value for key, value in found.items() if key[0] != "default" and np.isfinite(value[0])}
             (_, rate), (best, half) = max(grid.items(), key=lambda item: item[1][0])
             mean, own_half = found["default", 0.0]
+            told_apart = {(row["optimizer"], row["rate"]): helpful_auroc(row, place) for row in own}
             inside = "yes" if mean >= best - half else f"no, {100 * (mean - best):+.1f}"
             lines.append(
                 f"| {config} | {method} | {moment} | {100 * mean:.1f} ± {100 * own_half:.1f} | {rate:g} "
-                f"| {100 * best:.1f} ± {100 * half:.1f} | {inside} |"
+                f"| {100 * best:.1f} ± {100 * half:.1f} | {inside} "
+                f"| {told_apart['default', 0.0]} | {told_apart['adam', rate]} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -34,7 +34,9 @@ def test_the_table_holds_the_default_against_the_best_rate():
         about | {"optimizer": "adam", "rate": 1.0, "accuracy": [[0.5], [0.99]]},
     ]
     line = outer_rates.table(rows).splitlines()[2]
-    assert "| jtds | 50 | 81.0 ± 12.7 | 0.1 | 91.0 ± 12.7 | yes |" in line
+    assert "| jtds | 50 | 81.0 ± 12.7 | 0.1 | 91.0 ± 12.7 | yes |  |  |" in line
+    rows[0]["weights"] = {"class": [[1.0], [1.0]], "helpful_0": [[2.0], [0.1]], "image_0": [[1.0], [1.0]]}
+    assert outer_rates.table(rows).splitlines()[2].endswith("| 0.50 |  |")
     rows[1]["accuracy"] = [[0.9], [0.9001]]
     assert "no, -9.0" in outer_rates.table(rows).splitlines()[2]
 
