@@ -66,6 +66,20 @@ def test_updates_that_do_not_agree_leave_a_variable_near_its_start(make):
     assert np.mean(adam**2) > np.mean(ends**2)
 
 
+def test_an_entry_that_is_updated_now_and_then_moves_as_one_that_always_is():
+    """As a row of a table: the state of the others stays as it is meanwhile."""
+    gradients = jax.random.normal(KEY, (12,)) + 0.5
+    optimizer = default_optimizers.of_logits(100)
+    x, state = jnp.zeros(2), optimizer.init(jnp.zeros(2))
+    for place, gradient in enumerate(gradients):
+        updates, new = optimizer.update(jnp.full(2, gradient), state, x)
+        seen = jnp.array([True, place % 3 == 0])
+        x = jnp.where(seen, x + updates, x)
+        state = jax.tree.map(lambda new, old, seen=seen: jnp.where(seen, new, old), new, state)
+    assert float(x[1]) == pytest.approx(float(moved(optimizer, 0.0, gradients[::3])), rel=1e-12)
+    assert float(x[0]) == pytest.approx(float(moved(optimizer, 0.0, gradients)), rel=1e-12)
+
+
 def test_shares_whose_gradients_all_agree_are_told_apart_by_their_sizes():
     gradients = jnp.tile(jnp.array([1.0, 1.0, 3.0]), (100, 1))
     optimizer, x = default_optimizers.of_shares(100), jnp.ones(3)

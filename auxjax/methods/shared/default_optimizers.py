@@ -41,11 +41,17 @@ DIFFERENCES = 0.1  # what the sizes of gradients count beside their agreement, w
 
 
 class AgreementState(NamedTuple):
-    """How many updates there have been, the running mean of the gradients, and the root of that of their squares."""
+    """Running means, entry by entry, so that one which is not updated for a while stays as it is.
 
-    count: jax.Array
+    Attributes:
+      mean: of the gradients.
+      root: of their squares, the root of it.
+      mass: what the squares' weights sum to so far, 1 - 0.99^n after n updates.
+    """
+
     mean: Any
     root: Any
+    mass: Any
 
 
 class SizeState(NamedTuple):
@@ -109,26 +115,27 @@ def scale_by_agreement(differences: float = 0.0) -> optax.GradientTransformation
     """`m |m| / v + differences (m - mean m) / sqrt(mean v)`, entry by entry; 0 where all gradients have been 0."""
 
     def init(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return AgreementState(jnp.zeros((), jnp.int32), zeros, zeros)
+        zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(3)]
+        return AgreementState(*zeros)
 
     def update(updates, state, params=None):
         del params
-        count = state.count + 1
         mean = jax.tree.map(lambda old, g: MEAN_DECAY * old + (1 - MEAN_DECAY) * g, state.mean, updates)
-        # Roots, so that the squares of tiny gradients are not lost in single precision.
+        # A root, so that the squares of tiny gradients are not lost in single precision.
         root = jax.tree.map(_root_mean, state.root, updates)
+        mass = jax.tree.map(lambda old: SQUARE_DECAY * old + (1 - SQUARE_DECAY), state.mass)
 
-        def agreement(m, r):
-            steps = count.astype(m.dtype)
-            correction = jnp.sqrt(1 - SQUARE_DECAY**steps)
-            ratio = correction * m / _nonzero(r)
-            scaled = m / _nonzero(jnp.max(r))
-            common = jnp.sqrt(jnp.mean(jnp.square(r / _nonzero(jnp.max(r)))))
-            apart = correction * (scaled - jnp.mean(scaled)) / _nonzero(common)
-            return ratio * jnp.abs(ratio) + differences * apart
+        def agreement(m, r, w):
+            size = r / jnp.sqrt(w)
+            ratio = m / _nonzero(size)
+            found = ratio * jnp.abs(ratio)
+            if not differences:
+                return found
+            largest = _nonzero(jnp.max(size))
+            common = jnp.sqrt(jnp.mean(jnp.square(size / largest)))
+            return found + differences * (m - jnp.mean(m)) / largest / _nonzero(common)
 
-        return jax.tree.map(agreement, mean, root), AgreementState(count, mean, root)
+        return jax.tree.map(agreement, mean, root, mass), AgreementState(mean, root, mass)
 
     return optax.GradientTransformation(init, update)
 
