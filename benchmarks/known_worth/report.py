@@ -73,14 +73,18 @@ def variant_lines(named: dict[str, dict]) -> list[str]:
 
 
 def matrix(found: dict[str, dict[str, dict]]) -> tuple[list[str], np.ndarray]:
-    """Names of the learned rows and their shares, `[rows, variants]`, NaN where there is none."""
+    """Names of the learned rows and their shares, `[rows, variants]`, NaN where there is none.
+
+    By their means, the best first; those that are known for fewer than half of the variants come last.
+    """
     names = list(dict.fromkeys(name for named in found.values() for name, row in named.items() if "auroc" in row))
     shares = np.full((len(names), len(found)), np.nan)
     for column, named in enumerate(found.values()):
         for place, name in enumerate(names):
             if name in named:
                 shares[place, column] = share(named[name], named[BASELINE], named[ORACLE]).mean
-    order = np.argsort(-means_of(shares), kind="stable")
+    few = np.isfinite(shares).sum(axis=1) < len(found) / 2
+    order = np.lexsort((-means_of(shares), few))
     return [names[place] for place in order], shares[order]
 
 
