@@ -71,6 +71,7 @@ def interrupted(whole, half):
     return half
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_ends_as_if_nothing_had_happened(whole, tmp_path):
     half = interrupted(whole, tmp_path / "half")
     assert call("sweep", *LEARNED, *OVER, "--out", half) == 0

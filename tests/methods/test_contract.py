@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import auxjax
-from tests.helpers.every_method import EVERY, EVERY_COSTLY, NUM_EXAMPLES, OPTIONS, method_of, with_state
+from tests.helpers.every_method import EVERY, EVERY_COSTLY, NUM_EXAMPLES, OPTIONS, every, method_of, with_state
 from tests.helpers.training_problems import LinearTasks, linear_model, state_of
 
 KEY = jax.random.key(0)
@@ -137,6 +137,9 @@ def test_one_compilation_serves_all_steps(name, ordinary_promotion):
     assert len(compiled(name, True).traces) == 1
 
 
+@pytest.mark.parametrize(
+    "name", every(("adaloss", "arml", "auto_lambda", "equal", "gradnorm", "jtds", "maoal", "maxl", "n_jtds"))
+)
 def test_unlabelled_examples_change_nothing_and_may_be_nan(name, ordinary_promotion):
     """Whatever the losses are where there is no label: training is the same to the last bit."""
     found = []

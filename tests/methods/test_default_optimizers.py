@@ -117,7 +117,10 @@ def losses_times(scale):
     return plain._replace(losses=losses)
 
 
-@pytest.mark.parametrize("name", WITH_PLAN)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one not in ("arml", "auto_lambda", "jtds"))) for one in WITH_PLAN],
+)
 def test_learned_weights_do_not_depend_on_the_scale_of_the_losses(name):
     problem = LinearTasks.make(3, num_tasks=3, num_examples=NUM_EXAMPLES)
     found, least = [], {"arml": 1e-3, "auxinash": 1e-4}.get(name, 0.01)
