@@ -1,7 +1,8 @@
 """When a loop is written out.
 
-On the CPU a convolution inside `while_loop`, `scan` or `cond` runs 15 to 30 times slower than the same code outside, so
-that short loops are straight-line code there. They then compile longer, and cannot stop early.
+On the CPU a convolution's gradient inside `while_loop`, `scan` or `cond` runs 15 to 30 times slower than the same code
+outside, unless the loop is rewritten (`_internal.convolutions`), which only those that are compiled here can be. So
+short loops are straight-line code there. They compile longer, and cannot stop early.
 """
 
 import jax

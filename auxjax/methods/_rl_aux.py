@@ -93,7 +93,7 @@ def rl_aux(
         the authors' code: (0.405, 0.149, ...) for psi = 5.
       chunk: look-aheads held in memory at a time, each a copy of params and optimiser state; `None` for all of them.
         Convolutional models on a CPU are fastest with 1 and up to 16 look-aheads, which are then written out (8 of
-        them: 0.37 against 0.69 s for all at a time); more chunks are a loop there, and 15 to 30 times slower.
+        them: 0.37 against 0.69 s for all at a time); more chunks are a loop there.
       reuse_batch: take the primary loss of the reward on the inner batch, whatever outer batch is given. (The authors
         take another batch of training data; pass it as `outer_batch`.)
 

@@ -24,6 +24,7 @@ from jax.flatten_util import ravel_pytree
 
 from auxjax._internal import checks, tree_math
 from auxjax._internal.safe_math import positive_or_one
+from auxjax._internal.scalars import computed_once
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
@@ -80,8 +81,8 @@ def gmres(
       damping: multiple of the identity added to A.
       preconditioner: linear function, pytree like `b` -> the same, that approximates the inverse of `A + damping I`.
       restart: steps of one cycle; at most as many as b has entries.
-      unroll: whether the steps are written out. `None` does so for up to 32 steps on the CPU, where convolutions in
-        loops are many times slower, and loops elsewhere. Written-out steps are all computed, and counted.
+      unroll: whether the steps are written out. `None` does so for up to 32 steps on the CPU, and loops elsewhere.
+        Written-out steps are all computed, and counted.
 
     Returns:
       `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`; `key` is not used. `min_curvature` is the smallest
@@ -102,13 +103,13 @@ def gmres(
     written_out = iteration.choose_unroll("gmres", unroll, max_steps)
 
     def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
-        system = base.make_system("gmres", matvec, b, init, key)
+        system = base.as_vectors(base.make_system("gmres", matvec, b, init, key))
         size = sum(leaf.size for leaf in jax.tree.leaves(system.b))
         whole = min(restart, size, max_steps)
         cycles, rest = divmod(max_steps, whole)
 
         def iterate(operator, right, guess):
-            apply = iteration.make_preconditioner("gmres", preconditioner, b, right)
+            apply = iteration.make_preconditioner("gmres", preconditioner, b, right, system)
             tolerance = iteration.stop_at(rtol, system.norm.dtype)
 
             def from_residual(state, residual, products, length=whole):
@@ -175,7 +176,7 @@ def _step(product, cycle: _Cycle, tolerance) -> _Cycle:
         overlap = _multiply(cycle.basis, new)
         new = new - _multiply(overlap, cycle.basis)
         column = column + overlap
-    size, height = iteration.computed_once(size, tree_math.norm(new))
+    size, height = computed_once(size, tree_math.norm(new))
     exhausted = ~(height > 10 * eps * size)
     divisor = jnp.where(exhausted, jnp.ones_like(height), height)
     # null . [column, height] = 0 gives the next entry, and ||null|| is the factor by which the residual has fallen.
@@ -185,9 +186,7 @@ def _step(product, cycle: _Cycle, tolerance) -> _Cycle:
     left = cycle.start / tree_math.norm(null)
     usable = jnp.isfinite(size) & ~cycle.done
     done = ~usable | exhausted | (left <= tolerance)
-    step, done = iteration.computed_once(
-        (cycle.step + usable.astype(jnp.int32)).astype(size.dtype), done.astype(size.dtype)
-    )
+    step, done = computed_once((cycle.step + usable.astype(jnp.int32)).astype(size.dtype), done.astype(size.dtype))
     column = column.at[cycle.step + 1].set(jnp.where(exhausted, jnp.zeros_like(height), height))
     # The basis is large and gets no selection: a row of zeros where there is nothing to add.
     row = jnp.where(usable & ~exhausted, new / divisor, jnp.zeros_like(new))

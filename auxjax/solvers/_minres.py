@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from auxjax._internal import checks, tree_math
 from auxjax._internal.safe_math import positive_or_one
+from auxjax._internal.scalars import computed_once
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
@@ -88,8 +89,8 @@ def minres(
       damping: multiple of the identity added to A.
       preconditioner: linear function, pytree like `b` -> the same, that approximates the inverse of the absolute value
         of `A + damping I`; symmetric positive definite.
-      unroll: whether the steps are written out. `None` does so for up to 32 steps on the CPU, where convolutions in
-        loops are many times slower, and loops elsewhere. Written-out steps are all computed, and counted.
+      unroll: whether the steps are written out. `None` does so for up to 32 steps on the CPU, and loops elsewhere.
+        Written-out steps are all computed, and counted.
 
     Returns:
       `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`; `key` is not used. `min_curvature` is the smallest
@@ -111,12 +112,12 @@ def minres(
 
     def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         base.require_symmetric("minres", matvec)
-        system = base.make_system("minres", matvec, b, init, key)
+        system = base.as_vectors(base.make_system("minres", matvec, b, init, key))
 
         def iterate(operator, right, guess):
             apply = None
             if preconditioner is not None:
-                apply = iteration.make_preconditioner("minres", preconditioner, b, right)
+                apply = iteration.make_preconditioner("minres", preconditioner, b, right, system)
             tolerance = iteration.stop_at(rtol, system.norm.dtype)
             residual = right if init is None else tree_math.add_scaled(right, -1.0, operator(guess))
             state = _start(guess, residual, apply, max_steps, tolerance)
@@ -196,7 +197,7 @@ def _step(operator, apply, state: _State, tolerance) -> _State:
     # Only the answer is guarded: the rest may become anything once the iteration is done.
     x = tree_math.add_scaled(state.x, length, direction)
     done = state.done | ~possible | (size <= tolerance) | (beta_next <= 10 * eps * scalars.matrix_norm)
-    done, step, quotient = iteration.computed_once(
+    done, step, quotient = computed_once(
         done.astype(size.dtype),
         (state.step + active.astype(jnp.int32)).astype(size.dtype),
         jnp.where(active, jnp.minimum(state.quotient, quotient), state.quotient),
@@ -234,12 +235,12 @@ def _rotate(old: _Scalars, alpha, beta_next, later):
     gamma = unit * jnp.sqrt((gamma_bar / unit) ** 2 + (beta_next / unit) ** 2)
     off = jnp.where(later, old.beta, jnp.zeros_like(alpha))
     matrix_norm = jnp.maximum(old.matrix_norm, jnp.maximum(jnp.abs(alpha), jnp.maximum(off, beta_next)))
-    delta, gamma_bar, gamma, matrix_norm = iteration.computed_once(delta, gamma_bar, gamma, matrix_norm)
+    delta, gamma_bar, gamma, matrix_norm = computed_once(delta, gamma_bar, gamma, matrix_norm)
     # ||A r|| = gamma ||r||: where that vanishes the residual is as small as it gets. Later digits are noise.
     possible = (gamma > eps**0.75 * matrix_norm) & jnp.isfinite(gamma) & jnp.isfinite(matrix_norm)
     divisor = jnp.where(possible, gamma, one)
     cosine, sine = gamma_bar / divisor, beta_next / divisor
-    *scalars, flag, length, first, second, third = iteration.computed_once(
+    *scalars, flag, length, first, second, third = computed_once(
         beta_next,
         old.beta,
         cosine,

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import checks, loops, tree_math
+from auxjax._internal import checks, convolutions, loops, tree_math
 from auxjax._internal.safe_math import inverse_or_zero, positive_or_one
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base
@@ -77,8 +77,8 @@ def neumann(
         lambda_max, "best" may be the first term alone.) Terms that are not finite are left out.
       fresh_batches: multiply with one mini-batch per term, in turn, instead of with their mean; for
         `implicit(..., batches="stacked")`. The answer then fluctuates about the series, and no iterate is taken back.
-      unroll: terms per loop iteration, as in `jax.lax.scan`. `None` unrolls short series completely on the CPU, where
-        convolutions inside loops are many times slower, and loops elsewhere.
+      unroll: terms per loop iteration, as in `jax.lax.scan`. `None` unrolls short series completely on the CPU, and
+        loops elsewhere.
 
     Returns:
       `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`; no random numbers are drawn, `key` is not used.
@@ -103,7 +103,7 @@ def neumann(
         _check_step_size(step_size)
 
     def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
-        system = base.make_system("neumann", matvec, b, init, key)
+        system = base.as_vectors(base.make_system("neumann", matvec, b, init, key))
         if fresh_batches:
             _require_entries(system)
             return fresh_series(system, num_terms, step_size, damping, rtol, loops.write_out(num_terms, choice=unroll))
@@ -113,7 +113,8 @@ def neumann(
         if step_size is None:
             used = min(POWER_STEPS, num_terms + 1)
             start_size = first.size
-            last = _power_terms(system, first, used, damping, with_init, whole)
+            written_out = bool(loops.write_out(num_terms + 1, choice=unroll))
+            last = _power_terms(system, first, used, damping, with_init, whole, written_out)
             rest = num_terms + 1 - used
             if whole:
                 last = _repeat(lambda it: _finite_term(system, it, damping), last, rest, unroll)
@@ -230,7 +231,7 @@ def _hand_series(system, first, terms, damping, with_init, unroll) -> _Iterate:
     return best._replace(min_curvature=last.min_curvature)
 
 
-def _power_terms(system, first: _Iterate, steps: int, damping, with_init, keep_whole) -> _Iterate:
+def _power_terms(system, first: _Iterate, steps: int, damping, with_init, keep_whole, written_out: bool) -> _Iterate:
     """Chooses the step by a power iteration, and takes the first `steps` terms from its vectors w_j.
 
     A w_j = a_j w_{j+1}, all of unit length, w_0 = r / ||r||. With B = step A: B^j r = ||r|| step^j a_0 .. a_{j-1} w_j.
@@ -241,14 +242,30 @@ def _power_terms(system, first: _Iterate, steps: int, damping, with_init, keep_w
     most of what there is in bfloat16. The next term, if there is one, measures its residual anew.
     """
     start_size = tree_math.norm(first.residual)
+
+    def multiply(vector):
+        """`(A w / ||A w||, ||A w||, w^T A w)`."""
+        product = system.matvec(vector)
+        product = tree_math.add_scaled(product, damping, vector) if damping else product
+        size = tree_math.norm(product)
+        quotient = jax.lax.stop_gradient(tree_math.vdot(vector, product))
+        return tree_math.scale(1.0 / positive_or_one(size), product), size, quotient
+
     vectors = [tree_math.scale(1.0 / positive_or_one(start_size), first.residual)]
-    growth, quotients = [], []
-    for _ in range(steps):
-        product = system.matvec(vectors[-1])
-        product = tree_math.add_scaled(product, damping, vectors[-1]) if damping else product
-        quotients.append(jax.lax.stop_gradient(tree_math.vdot(vectors[-1], product)))
-        growth.append(tree_math.norm(product))
-        vectors.append(tree_math.scale(1.0 / positive_or_one(growth[-1]), product))
+    if written_out:
+        growth, quotients = [], []
+        for _ in range(steps):
+            vector, size, quotient = multiply(vectors[-1])
+            vectors.append(vector)
+            growth.append(size)
+            quotients.append(quotient)
+    else:
+        once = convolutions.channels_last(multiply)
+        after, growth, quotients = jax.lax.scan(
+            lambda vector, _: ((found := once(vector))[0], found), vectors[0], length=steps
+        )[1]
+        vectors += [jax.tree.map(lambda leaf, at=at: leaf[at], after) for at in range(steps)]
+        growth, quotients = list(growth), list(quotients)
 
     bound = jax.lax.stop_gradient(jnp.max(jnp.stack(growth)))
     step = inverse_or_zero(bound)
@@ -280,6 +297,7 @@ def _repeat(body, state, times: int, unroll):
     """`body` applied `times` times; straight-line code where loops are slow."""
     if times == 0:  # which `scan` refuses while jit is disabled
         return state
+    step = convolutions.channels_last(body)
     return jax.lax.scan(
-        lambda carry, _: (body(carry), None), state, length=times, unroll=loops.write_out(times, choice=unroll)
+        lambda carry, _: (step(carry), None), state, length=times, unroll=loops.write_out(times, choice=unroll)
     )[0]

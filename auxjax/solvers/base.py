@@ -17,6 +17,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.flatten_util import ravel_pytree
 
 from auxjax._internal import checks, tree_math
 from auxjax._internal.safe_math import positive_or_one
@@ -106,6 +107,8 @@ class System(NamedTuple):
       entry: `(x, index) -> A_index x` of an `Operator` that is a mean, else `None`.
       count: number of its matrices, 1 for any other.
       transpose: `x -> A^T x` in the precision of `b`, where an `Operator` gives it, else `None`.
+      vector: a pytree like the right-hand side that came in to a vector as this system has them.
+      tree: the reverse.
     """
 
     matvec: Matvec
@@ -116,6 +119,8 @@ class System(NamedTuple):
     entry: Callable[[PyTree, Any], PyTree] | None = None
     count: int = 1
     transpose: Matvec | None = None
+    vector: Callable[[PyTree], PyTree] = lambda tree: tree
+    tree: Callable[[PyTree], PyTree] = lambda tree: tree
 
 
 def make_system(where: str, matvec: Matvec, b: PyTree, init: PyTree, key: Key | None) -> System:
@@ -160,6 +165,36 @@ def make_system(where: str, matvec: Matvec, b: PyTree, init: PyTree, key: Key | 
             checks.like(f"{where} solve(matvec=): its transpose returned a pytree that", answer, b, "b")
             transpose = in_high(matvec.transpose)
     return System(in_high(matvec), high, start, norm, lambda x: tree_math.cast_like(x, b), entry, count, transpose)
+
+
+def as_vectors(system: System) -> System:
+    """The system with one array `[n]` in the place of its leaves on a CPU; elsewhere the system itself.
+
+    Iterations then are a few kernels per step and not a few per leaf and step, which take long to compile. A product
+    copies its argument and its answer once more. Not on accelerators, where params may be split over devices.
+    """
+    if jax.default_backend() != "cpu" or len(jax.tree.leaves(system.b)) == 1:
+        return system
+    b, tree = ravel_pytree(system.b)
+
+    def vector(x):
+        return ravel_pytree(x)[0]
+
+    def of_vectors(function):
+        return function and (lambda x, *index: vector(function(tree(x), *index)))
+
+    return System(
+        matvec=of_vectors(system.matvec),
+        b=b,
+        start=None if system.start is None else vector(system.start),
+        norm=system.norm,
+        restore=lambda x: system.restore(tree(x)),
+        entry=of_vectors(system.entry),
+        count=system.count,
+        transpose=of_vectors(system.transpose),
+        vector=vector,
+        tree=tree,
+    )
 
 
 @jax.custom_jvp

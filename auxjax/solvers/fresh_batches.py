@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import tree_math
+from auxjax._internal import convolutions, tree_math
 from auxjax._internal.safe_math import inverse_or_zero, positive_or_one
 from auxjax.solvers import base
 
@@ -58,7 +58,7 @@ def fresh_series(system: base.System, num_terms: int, step_size, damping: float,
     order = jnp.arange(num_terms + 1 - shift, dtype=jnp.int32)
     x = start
     if order.size:  # scan refuses none while jit is disabled
-        x = jax.lax.scan(term, start, order, unroll=unroll)[0]
+        x = jax.lax.scan(convolutions.channels_last(term), start, order, unroll=unroll)[0]
     return system.restore(x), base.report(system, x, damping, rtol, spent + int(order.size))
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import checks, loops, tree_math
+from auxjax._internal import checks, convolutions, loops, tree_math
 from auxjax._internal.safe_math import positive_or_one
 from auxjax.solvers import base
 
@@ -89,22 +89,11 @@ def repeat(body: Callable, state, times: int, unroll: bool):
     def going_on(carry):
         return (carry[0] < times) & ~carry[1].done
 
+    step = convolutions.channels_last(body)
     trips, state = jax.lax.while_loop(
-        going_on, lambda carry: (carry[0] + jnp.int32(1), body(carry[1])), (jnp.zeros((), jnp.int32), state)
+        going_on, lambda carry: (carry[0] + jnp.int32(1), step(carry[1])), (jnp.zeros((), jnp.int32), state)
     )
     return state, trips
-
-
-def computed_once(*scalars):
-    """The same scalars, of one floating dtype, kept by XLA as numbers and not as formulas.
-
-    The CPU compiler puts a scalar's formula into every loop over a vector that uses the scalar. In a recurrence that is
-    written out, the formula contains those of all steps before, and compilation takes minutes. A sort is something it
-    does not look into.
-    """
-    order = jnp.arange(len(scalars), dtype=jnp.int32)
-    packed = jax.lax.sort((order, jnp.stack(scalars)), num_keys=1)[1]
-    return [packed[place] for place in range(len(scalars))]
 
 
 def choose_unroll(where: str, unroll, steps: int) -> bool:
@@ -120,7 +109,7 @@ def check_preconditioner(where: str, preconditioner) -> None:
         checks.function(where, "a linear function, pytree like b -> the same", preconditioner=preconditioner)
 
 
-def make_preconditioner(where: str, preconditioner, b, right) -> Callable:
+def make_preconditioner(where: str, preconditioner, b, right, system: base.System) -> Callable:
     """The preconditioner in the solver's precision, in units in which it maps `right` to unit length.
 
     A factor of the preconditioner changes no iterate; without one, nothing overflows.
@@ -129,7 +118,8 @@ def make_preconditioner(where: str, preconditioner, b, right) -> Callable:
       where: name of the solver, for messages.
       preconditioner: function of pytrees like `b`, or `None` for the identity.
       b: right-hand side as it came in, whose dtypes the preconditioner gets to see.
-      right: right-hand side of unit length.
+      right: right-hand side of unit length, as the system has vectors.
+      system: the system.
 
     Raises:
       ValueError: the preconditioner returns another structure or other shapes than `b`.
@@ -140,7 +130,8 @@ def make_preconditioner(where: str, preconditioner, b, right) -> Callable:
     checks.like(f"{where}(preconditioner=) returned a pytree that", answer, b, "b")
 
     def apply(r):
-        return tree_math.cast_like(preconditioner(tree_math.cast_like(r, b)), r)
+        tree = system.tree(r)
+        return system.vector(tree_math.cast_like(preconditioner(tree_math.cast_like(tree, b)), tree))
 
     size = tree_math.norm(apply(right))
     unit = jnp.where((size > 0) & jnp.isfinite(size), size, jnp.ones_like(size))

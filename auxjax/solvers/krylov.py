@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from auxjax._internal import checks, tree_math
+from auxjax._internal.scalars import computed_once
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
@@ -45,9 +46,9 @@ def cg(
       damping: multiple of the identity added to A.
       preconditioner: linear function, pytree like `b` -> the same, that approximates the inverse of `A + damping I`;
         symmetric positive definite.
-      unroll: whether the steps are written out. `None` does so for up to 32 steps on the CPU, where convolutions in
-        loops are many times slower, and loops elsewhere. Written-out steps are all computed, and counted: where a warm
-        start or a preconditioner makes most of them needless, and the model has no convolutions, False is faster.
+      unroll: whether the steps are written out. `None` does so for up to 32 steps on the CPU, and loops elsewhere.
+        Written-out steps are all computed, and counted: where a warm start or a preconditioner makes most of them
+        needless, False is faster.
 
     Returns:
       `solve(matvec, b, *, init=None, key=None) -> (x, SolveInfo)`; `key` is not used. `min_curvature` is the smallest
@@ -65,19 +66,17 @@ def cg(
     checks.number("cg", least=0, known=True, rtol=rtol, damping=damping)
     iteration.check_preconditioner("cg", preconditioner)
     written_out = iteration.choose_unroll("cg", unroll, max_steps)
-    break_fusion = (
-        iteration.computed_once if written_out else lambda *scalars: scalars
-    )  # a loop's state is not a formula
+    break_fusion = computed_once if written_out else lambda *scalars: scalars  # a loop's state is not a formula
 
     def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
         base.require_symmetric("cg", matvec)
-        system = base.make_system("cg", matvec, b, init, key)
+        system = base.as_vectors(base.make_system("cg", matvec, b, init, key))
 
         def iterate(operator, right, guess):
             tolerance = iteration.stop_at(rtol, system.norm.dtype)
             apply = None
             if preconditioner is not None:
-                apply = iteration.make_preconditioner("cg", preconditioner, b, right)
+                apply = iteration.make_preconditioner("cg", preconditioner, b, right, system)
             residual = right if init is None else tree_math.add_scaled(right, -1.0, operator(guess))
             first = _start(guess, residual, apply, tolerance)
             last, trips = iteration.repeat(

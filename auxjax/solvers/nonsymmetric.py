@@ -8,9 +8,6 @@ made and not before. jaxopt runs the iteration and returns the solution alone; w
 unit length and a matrix of about unit size, so that nothing under- or overflows; a finite answer when the iteration
 breaks down; the true residual; the number of products.
 
-jaxopt iterates in a `while_loop`. On the CPU convolutions inside loops are many times slower than outside: prefer
-`gmres` for convolutional networks there.
-
 Not for: symmetric matrices (`cg`, `minres`).
 """
 
@@ -19,7 +16,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import checks, tree_math
+from auxjax._internal import checks, convolutions, tree_math
 from auxjax.interface import Key, PyTree
 from auxjax.solvers import base, iteration
 
@@ -73,7 +70,7 @@ def normal_cg(
                 "gmres or minres, or sharded arrays under jit without reduce=. An Operator of your own may give "
                 "transpose=, with the mean over replicas inside."
             )
-        system = base.make_system("normal_cg", matvec, b, init, key)
+        system = base.as_vectors(base.make_system("normal_cg", matvec, b, init, key))
 
         def iterate(operator, right, guess):
             transpose = _transpose(operator, right)
@@ -85,7 +82,7 @@ def normal_cg(
                 product = tree_math.scale(1.0 / size, operator(x))
                 return tree_math.scale(1.0 / size, transpose(product))
 
-            apply = iteration.make_preconditioner("normal_cg", preconditioner, b, unit_right)
+            apply = iteration.make_preconditioner("normal_cg", preconditioner, b, unit_right, system)
             run = _counted(solve_cg, max_steps + 2, rtol, max_steps)
             y, marks = run(normal, unit_right, tree_math.scale(size, guess), apply)
             return tree_math.scale(1.0 / size, y), 2 * marks + jnp.int32(3)
@@ -132,11 +129,11 @@ def bicgstab(
     solve_bicgstab = jaxopt_linear_solve().solve_bicgstab
 
     def solve(matvec: base.Matvec, b: PyTree, *, init: PyTree = None, key: Key | None = None):
-        system = base.make_system("bicgstab", matvec, b, init, key)
+        system = base.as_vectors(base.make_system("bicgstab", matvec, b, init, key))
 
         def iterate(operator, right, guess):
             size = _positive(tree_math.norm(operator(right)))
-            apply = iteration.make_preconditioner("bicgstab", preconditioner, b, right)
+            apply = iteration.make_preconditioner("bicgstab", preconditioner, b, right, system)
             run = _counted(solve_bicgstab, 2 * max_steps + 2, rtol, max_steps)
             y, marks = run(
                 lambda x: tree_math.scale(1.0 / size, operator(x)), right, tree_math.scale(size, guess), apply
@@ -198,8 +195,9 @@ def _counted(jaxopt_solve, places: int, rtol: float, max_steps: int):
             free = order == jnp.sum(marks != 0, dtype=jnp.int32)
             return preconditioner(r), jnp.where(free, tiny, jnp.zeros_like(tiny))
 
+        multiply = convolutions.channels_last(operator)  # jaxopt repeats it in a loop
         x, marks = jaxopt_solve(
-            lambda pair: (operator(pair[0]), pair[1]),
+            lambda pair: (multiply(pair[0]), pair[1]),
             (right, mark),
             init=(guess, jnp.zeros_like(mark)),
             tol=iteration.stop_at(rtol, size.dtype),

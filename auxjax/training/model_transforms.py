@@ -95,8 +95,8 @@ def accumulate(model: TaskModel, num_parts: int, *, unroll: bool = False) -> Tas
         own may have different ones). Scalars and single keys stay whole. Arrays that belong to no example, such as
         class weights, have no place in the batch: let the loss function close over them. 1 gives the model back.
       unroll: write the parts out instead of looping over them. The compiler may then hold all of them at once, and on
-        the CPU it does. There a convolution's gradient is 15 to 20 times slower in a loop than outside, so that this is
-        the way to try a convolutional network's parts on a CPU, where they fit anyway.
+        the CPU it does. There a convolution's gradient is 15 to 20 times slower in a loop than outside, unless the
+        program is `make_step`'s, which brings such loops into a form that is not.
 
     Returns:
       A `TaskModel`.
@@ -178,14 +178,23 @@ def remat(model: TaskModel, policy: Callable | None = None) -> TaskModel:
     def wrap(function):
         return jax.checkpoint(function, policy=policy)
 
-    return _wrap(model, wrap(model.losses), wrap, wrap)
+    return _wrap(model, wrap(model.losses), wrap, wrap)._replace(
+        outputs=model.outputs and wrap(model.outputs), output_losses=model.output_losses
+    )
 
 
 def _wrap(model: TaskModel, losses, soft_label_loss, feature_loss) -> TaskModel:
-    """The model with these losses, and with its other two functions, where it has them, transformed."""
+    """The model with these losses, and with its other two loss functions, where it has them, transformed.
+
+    Without its outputs, from which the losses would come in another precision, or all at once.
+    """
     own = model.soft_label_loss and soft_label_loss(model.soft_label_loss)
     return model._replace(
-        losses=losses, soft_label_loss=own, feature_loss=model.feature_loss and feature_loss(model.feature_loss)
+        losses=losses,
+        soft_label_loss=own,
+        feature_loss=model.feature_loss and feature_loss(model.feature_loss),
+        outputs=None,
+        output_losses=None,
     )
 
 

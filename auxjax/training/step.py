@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxjax._internal import checks, loops, optimizers
+from auxjax._internal import checks, convolutions, loops, optimizers
 from auxjax.formulas.partition import checked_mask
 from auxjax.interface import Context, Method, TaskModel, TrainState, call
 from auxjax.methods.shared.evaluation import loss_shapes
@@ -94,8 +94,8 @@ def make_step(
       axis_name: the axis of `pmap` (or `vmap`) whose replicas each get a part of the batch, for `training.replicas`;
         leave it out everywhere else.
       loop: how updates repeat. "scan" compiles them into one program. "host" calls one compiled update `inner_steps`
-        times, and another `outer_steps` times. `None` picks "host" on CPU, where XLA runs a convolution's gradient 15
-        to 20 times slower inside a scan, and "scan" elsewhere.
+        times, and another `outer_steps` times. `None` picks "host" on CPU, whose compiler takes longer for a scan, and
+        "scan" elsewhere.
       donate: give the old state's memory to the new one; the state passed in can then not be used again.
 
     Returns:
@@ -179,8 +179,12 @@ def repeat_updates(updates: Updates, *, inner_steps: int, outer_steps: int, loop
     checks.one_of("make_step", ("scan", "host", None), loop=loop)
     times = max(inner_steps, outer_steps)
     loop = loop or ("host" if times > 1 and loops.write_out(times, math.inf) else "scan")
-    compiled = partial(jax.jit, donate_argnums=0) if donate else jax.jit
+    jit = partial(jax.jit, donate_argnums=0) if donate else jax.jit
     inner_update, outer_update = updates.inner, updates.outer
+
+    def compiled(function):
+        return jit(convolutions.channels_last_in_loops(function))
+
     if loop == "host":
         inner_update = compiled(inner_update)
         outer_update = None if outer_update is None else compiled(outer_update)
