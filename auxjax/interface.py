@@ -134,7 +134,8 @@ class TaskModel(NamedTuple):
       feature_loss: `(params, features, labels) -> [n]`, the loss of given features and labels, for methods that
         generate both.
       outputs: `(params, batch, key) -> z`, what the losses are computed from, such as the logits: any pytree. With
-        `output_losses` it gives `learn_weights` the Gauss-Newton matrix; `losses` has to be the two after each other.
+        `output_losses` it gives `learn_weights` and the default hypergradients of `jtds`, `n_jtds`, `auxilearn` and
+        `auxinash` the Gauss-Newton matrix; `losses` has to be the two after each other.
       output_losses: `(z, batch, key) -> TaskLosses`, every loss convex in z, as cross-entropy and squared error are.
       trainable: which leaves of `params` are trained: a predicate on the path of a leaf, a pytree of bools, or
         `None` for all. The others are frozen: they may have any dtype, and no method, linear system or optimiser sees

@@ -30,7 +30,7 @@ from auxjax.solvers.base import Operator, SolveInfo, Solver, make_system, report
 
 
 def implicit(
-    solver: Solver, *, curvature: Curvature | None = None, batches: str = "same", products: str | None = None
+    solver: Solver, *, curvature: Curvature | str | None = None, batches: str = "same", products: str | None = None
 ) -> Estimator:
     """Estimator of hypergradients by the implicit function theorem.
 
@@ -42,7 +42,8 @@ def implicit(
         of an update field unless the problem says `symmetric=True`.
       curvature: what the system is solved with in place of `J^T`, as `gauss_newton(outputs, loss)` or
         `fisher(losses, loss)` make it: `(level, inner_batch) -> matvec`. `None` for J itself, the Hessian of an inner
-        loss. `converged` is then about that system, `relative_residual` still about J.
+        loss. "problem" for what the problem knows, `BilevelProblem(curvature=)`; the problems of methods with task
+        weights do. `converged` is then about that system, `relative_residual` still about J.
       batches: `"same"`: `inner_batch` is one batch. `"stacked"`: its leaves have a leading axis of mini-batches, and
         the lower level is their mean, in memory all at once; `neumann(..., fresh_batches=True)` takes one per term.
         Not together with `curvature`.
@@ -116,9 +117,18 @@ def _measure(matvec, v, u, solve_info: SolveInfo) -> SolveInfo:
     return measured._replace(converged=solve_info.converged, min_curvature=lowest)
 
 
-def curvature_operator(curvature: Curvature, problem: BilevelProblem, level: problems.Level, batch: PyTree) -> Operator:
+def curvature_operator(
+    curvature: Curvature | str, problem: BilevelProblem, level: problems.Level, batch: PyTree
+) -> Operator:
     """The matrix in place of J^T, symmetric if the curvature says so; its reduction is the problem's."""
-    made = curvature(level, batch)
+    known = problem.curvature if isinstance(curvature, str) else curvature
+    if known is None:
+        raise ValueError(
+            'curvature="problem": the problem has none. Expected BilevelProblem(curvature=gauss_newton(...)); the '
+            "problems of methods whose lower level is not a weighted loss have no curvature of their own: leave the "
+            "option out, or give one."
+        )
+    made = known(level, batch)
     operator = made if isinstance(made, Operator) else Operator(made)
     return dataclasses.replace(operator, averages=problem.reduce is not None)
 
@@ -176,7 +186,9 @@ def _linearise_field(update, level):
 
 def check_curvature(where: str, curvature) -> None:
     """Raises a TypeError unless this is a curvature, and not a solver or one of the functions that make one."""
-    expected = "gauss_newton(...), fisher(...) or None for the Hessian"
+    expected = 'gauss_newton(...), fisher(...), "problem", or None for the Hessian'
+    if curvature == "problem":
+        return
     if curvature in (gauss_newton, fisher):  # which have the arguments of a curvature, two of them
         name = curvature.__name__
         raise TypeError(

@@ -89,7 +89,7 @@ def amortise(
     *,
     prepare: Preparation | None = None,
     every: int = 1,
-    curvature: Curvature | None = None,
+    curvature: Curvature | str | None = None,
     warm_start: bool | str = "extrapolate",
     history: int = 3,
     damping: float = 0.0,
@@ -204,7 +204,7 @@ def single_loop(
     step_size: float | None = None,
     *,
     damping: float = 0.0,
-    curvature: Curvature | None = None,
+    curvature: Curvature | str | None = None,
     products: str | None = None,
 ) -> Amortised:
     """One step of the linear system per outer step: params, solution and meta advance together.

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from auxjax._internal import checks, linear_maps, tree_math
+from auxjax._internal import checks, linear_maps, roles, tree_math
 from auxjax.formulas.partition import checked_mask, partition
 from auxjax.interface import Key, PyTree, Scalar
 from auxjax.solvers.base import Matvec, SolveInfo
@@ -38,6 +38,8 @@ class BilevelProblem:
         function. It is taken at its word: solvers for symmetric matrices then take the field too. The Hessian of an
         `inner` loss always is.
       outer: `(params, meta, batch) -> scalar`, the loss that `meta` minimise.
+      curvature: a matrix that stays positive far from a minimum, for `implicit(solver, curvature="problem")`, such as
+        `gauss_newton(outputs, loss)`; `None` where nobody knows one.
       mask: which leaves of `params` take part: a predicate on the path of a leaf, such as
         `lambda path: "trunk" in path`, a pytree of bools like `params` or a prefix of it, or `None` for all. The others
         are held fixed, as if the lower level did not train them.
@@ -67,6 +69,7 @@ class BilevelProblem:
     reduce: Callable[[PyTree], PyTree] | None = None
     symmetric: bool = False
     products: str = "forward"
+    curvature: "Curvature | None" = None
 
     def __post_init__(self):
         if (self.inner is None) == (self.update_field is None):
@@ -82,6 +85,9 @@ class BilevelProblem:
         functions = {name: getattr(self, name) for name in ("inner", "update_field", "reduce")}
         given = {name: value for name, value in functions.items() if value is not None}
         checks.function("BilevelProblem", **given, outer=self.outer)
+        if self.curvature is not None:
+            expected = "gauss_newton(...), fisher(...) or None"
+            roles.curvature("BilevelProblem", expected, curvature=self.curvature)
         linear_maps.check("BilevelProblem", self.products)
 
 

@@ -29,6 +29,7 @@ from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import absent_tasks, default_optimizers, descent, evaluation, outer_level
+from auxjax.methods.shared.positive_curvature import of_outputs
 
 
 @register("hypergradient", needs={"auxiliary", "outer_batch"})
@@ -58,7 +59,8 @@ def auxilearn(
         weight of the linear form grows tenfold or falls to 0, and a deep form's moves by 1.
       outer_updates: how many outer updates are planned, 100 if nothing is said; the default optimiser's rate follows.
       hypergradient: an estimator such as `implicit(neumann(3))`, the default: the paper's four terms, with a fitted
-        step size and its factor, which the authors' code leaves out; or an estimator with state.
+        step size and its factor, which the authors' code leaves out; or an estimator with state. For the linear form of
+        a model that gives its outputs, the default is that of `jtds`.
       warm_start: start each linear solve from the last solution.
 
     Returns:
@@ -137,11 +139,14 @@ def auxilearn(
         return weights
 
     def problem_of(context, model_state, key) -> BilevelProblem:
+        combine = partial(combined, context)
+
         def inner(params, meta, batch):
-            return combined(context, meta, evaluation.evaluate(context.model, params, model_state, batch, key))
+            return combine(meta, evaluation.evaluate(context.model, params, model_state, batch, key))
 
         outer = outer_level.primary_loss(context, model_state, key)
-        return BilevelProblem(inner=inner, outer=outer, **outer_level.of_run(context))
+        curvature = of_outputs(context.model, model_state, key, combine) if combiner is None else None
+        return BilevelProblem(inner=inner, outer=outer, curvature=curvature, **outer_level.of_run(context))
 
     def inner(context, state, batch, key):
         def loss(params):

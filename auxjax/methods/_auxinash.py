@@ -27,6 +27,7 @@ from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import absent_tasks, default_optimizers, descent, evaluation, outer_level
+from auxjax.methods.shared.positive_curvature import of_outputs
 
 
 class AuxinashState(NamedTuple):
@@ -59,7 +60,7 @@ def auxinash(
         at which a power grows tenfold, or falls to 0, in `outer_updates` updates that agree. The paper's is
         `optax.sgd(5e-3, momentum=0.9)`, which depends on the scale of the losses.
       outer_updates: how many outer updates are planned, 100 if nothing is said; the default optimiser's rate follows.
-      hypergradient: an estimator such as `implicit(neumann(3))`, the default, or one with state.
+      hypergradient: an estimator, with or without state; the default is that of `jtds`.
       refresh: compute the Gram matrix and the weights at every "inner" update, or at "outer" updates only, in between
         which they stay.
       smallest: lower bound on the powers; a task without power would have no weight for ever.
@@ -154,9 +155,12 @@ def _weights_of(context, state, out):
 
 
 def _problem(context, model_state, gram, key) -> BilevelProblem:
-    def inner(params, powers, batch):
-        out = evaluation.evaluate(context.model, params, model_state, batch, key)
+    def combine(powers, out):
         return weighted_loss(out.values, _named(context, bargaining_weights(gram, powers), out), masks=out.masks)
 
+    def inner(params, powers, batch):
+        return combine(powers, evaluation.evaluate(context.model, params, model_state, batch, key))
+
     outer = outer_level.primary_loss(context, model_state, key)
-    return BilevelProblem(inner=inner, outer=outer, **outer_level.of_run(context))
+    curvature = of_outputs(context.model, model_state, key, combine)
+    return BilevelProblem(inner=inner, outer=outer, curvature=curvature, **outer_level.of_run(context))

@@ -26,6 +26,7 @@ from auxjax.hypergrad import Amortised, BilevelProblem, Estimator
 from auxjax.interface import Method
 from auxjax.methods._registry import register
 from auxjax.methods.shared import default_optimizers, descent, evaluation, example_tables, outer_level
+from auxjax.methods.shared.positive_curvature import of_outputs
 
 
 @register("hypergradient", needs={"outer_batch", "ids"})
@@ -53,7 +54,7 @@ def n_jtds(
         they are; in the authors' code weight decay and momentum move all rows.
       outer_updates: how many updates of every entry are planned, 100 if nothing is said; the default optimiser's rate
         follows.
-      hypergradient: an estimator such as `implicit(neumann(3))`, the default.
+      hypergradient: an estimator, with the default of `jtds`.
       activation: "softplus", the authors' code, or "sigmoid".
       schedule_primary: weigh the primary task's examples, too; False gives them weight 1.
       spread: standard deviation of the initial entries around the one that gives weight 1 (softplus) or 1/2 (sigmoid).
@@ -126,13 +127,15 @@ def n_jtds(
     def problem_of(context, model_state, key) -> BilevelProblem:
         """The bilevel problem in the params and the rows of the batch."""
 
-        def inner(params, rows, batch):
-            out = evaluation.evaluate(context.model, params, model_state, batch, key)
+        def combine(rows, out):
             return weighted_loss(out.values, weights_of(context, rows), masks=out.masks)
 
-        return BilevelProblem(
-            inner=inner, outer=outer_level.primary_loss(context, model_state, key), **outer_level.of_run(context)
-        )
+        def inner(params, rows, batch):
+            return combine(rows, evaluation.evaluate(context.model, params, model_state, batch, key))
+
+        outer = outer_level.primary_loss(context, model_state, key)
+        curvature = of_outputs(context.model, model_state, key, combine)
+        return BilevelProblem(inner=inner, outer=outer, curvature=curvature, **outer_level.of_run(context))
 
     def labelled_rows(context, state, batch, key, places) -> dict[str, jax.Array]:
         """The rows of examples with a label; beyond the table, where nothing is written, for the others."""

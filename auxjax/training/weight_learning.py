@@ -23,13 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from auxjax._internal import checks, loops, roles
+from auxjax._internal import checks, convolutions, loops, roles
 from auxjax.formulas.losses import masked_mean, weighted_loss
-from auxjax.hypergrad import BilevelProblem, fisher, gauss_newton, implicit
+from auxjax.hypergrad import BilevelProblem, implicit
 from auxjax.hypergrad.problem import Estimator
 from auxjax.interface import Context, Key, PyTree, TaskLosses, TaskModel, TrainState, bind, call
 from auxjax.methods._fixed_weights import fixed_weights
-from auxjax.methods.shared import evaluation
+from auxjax.methods.shared import evaluation, positive_curvature
 from auxjax.solvers import cg
 from auxjax.training.options import check_model
 from auxjax.training.step import make_updates
@@ -214,9 +214,11 @@ def make_rounds(
             del weights
             return _primary(model, out_of(params, batch))
 
-        how: dict[str, Any] = {"mask": model.trainable, "products": model.products}
+        known = (bound, network.model_state, key, lambda meta, out: _weighted(model, out, meta))
+        curvature = positive_curvature.of_outputs(*known) or positive_curvature.of_losses(*known)
+        how: dict[str, Any] = {"mask": model.trainable, "products": model.products, "curvature": curvature}
         problem = BilevelProblem(inner=inner_loss, outer=held_out_loss, **how)
-        estimator = hypergradient or _default_estimator(bound, network.model_state, key)
+        estimator = hypergradient or implicit(cg(max_steps=STEPS, damping=DAMPING, rtol=0.0), curvature="problem")
         found, info = estimator(problem, network.params, network.method, inner, outer, key=key)
         signal = jnp.stack([found[name] for name in names])
         train_loss = _primary(model, out_of(network.params, inner))
@@ -257,10 +259,14 @@ def make_rounds(
 
     # Over folds, networks and data.
     side_by_side = jax.vmap(start, (0, None, None)), jax.vmap(train, (0, 0, None)), jax.vmap(measure, (0, 0, None))
-    compiled = [jax.jit(function) for function in side_by_side]
-    one_by_one = [jax.jit(function) for function in (start, train, measure)]
-    compiled_conclude = jax.jit(conclude)
-    return Rounds(init, on_the_host if on_host else jax.jit(one_program), weights_of, tasks)
+
+    def jit(function):
+        return jax.jit(convolutions.channels_last_in_loops(function))
+
+    compiled = [jit(function) for function in side_by_side]
+    one_by_one = [jit(function) for function in (start, train, measure)]
+    compiled_conclude = jit(conclude)
+    return Rounds(init, on_the_host if on_host else jit(one_program), weights_of, tasks)
 
 
 def _has_convolution(function: Callable, *args) -> bool:
@@ -279,36 +285,6 @@ def _of_batch(model: TaskModel, losses: Mapping, weights: Mapping) -> dict:
 
 def _primary(model: TaskModel, out: TaskLosses) -> jax.Array:
     return masked_mean(out.values[model.primary], evaluation.mask_of(out, model.primary))
-
-
-def _default_estimator(model: TaskModel, model_state, key) -> Estimator:
-    """Implicit differentiation with a positive curvature: Gauss-Newton where the model gives its outputs, or Fisher.
-
-    The Hessian has both signs where a network is not trained to the end, and conjugate gradients lose the signal there.
-    """
-
-    def outputs(params, weights, batch):
-        assert model.outputs is not None
-        again = evaluation.fresh({"key": key, "state": model_state})
-        return call(model.outputs, params, batch, again["key"], state=again["state"])
-
-    def loss_of_outputs(z, params, weights, batch):
-        assert model.output_losses is not None
-        return _weighted(model, call(model.output_losses, z, batch, key), weights)
-
-    def losses(params, weights, batch):
-        return evaluation.evaluate(model, params, model_state, batch, key).values
-
-    def loss_of_losses(values, params, weights, batch):
-        # What masks the losses does not depend on the params that they are differentiated in.
-        masks = evaluation.evaluate(model, params, model_state, batch, key).masks
-        return weighted_loss(values, _of_batch(model, values, weights), masks=masks)
-
-    if model.output_losses is not None:
-        curvature = gauss_newton(outputs, loss_of_outputs)
-    else:
-        curvature = fisher(losses, loss_of_losses)
-    return implicit(cg(max_steps=STEPS, damping=DAMPING, rtol=0.0), curvature=curvature)
 
 
 def _draw(draw: Callable, fold, data, key, *, step=None, run_key=None):

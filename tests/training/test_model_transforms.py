@@ -231,10 +231,12 @@ def test_steps_in_half_precision_keep_a_float32_state(name, single_precision):
     states = {}
     for kind, transform in {"float32": lambda model: model, "bfloat16": mixed_precision}.items():
         model = transform(convnet_model())
-        init, step = auxjax.make_step(model, auxjax.methods.get(name, **METHODS[name]), optax.adam(1e-2))
+        method = auxjax.methods.get(name, **METHODS[name])
+        others = () if method.outer is None else (batch,)
+        init, step = auxjax.make_step(model, method, optax.adam(1e-2))
         state = init(KEY, params, batch, model_state)
         for _ in range(2):
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, *others)
         states[kind] = (state._replace(key=()), metrics)
     for half, full in zip(*map(jax.tree.leaves, states.values()), strict=True):
         assert half.dtype == full.dtype
@@ -361,3 +363,23 @@ def test_other_arguments_that_cannot_be_are_refused():
     )
     with pytest.raises(TypeError, match=r"must return auxjax\.TaskLosses and returned float"):
         init(KEY, {"w": jnp.ones(3)}, jnp.ones(4))
+
+
+def test_outputs_go_where_the_losses_are_no_longer_made_of_them():
+    def outputs(params, batch, key):
+        return batch["x"] * params["w"]
+
+    def output_losses(z, batch, key):
+        return auxjax.TaskLosses({"primary": z**2})
+
+    def losses(params, batch, key):
+        return output_losses(outputs(params, batch, key), batch, key)
+
+    given = {"outputs": outputs, "output_losses": output_losses}
+    model = auxjax.TaskModel(losses, primary="primary", **given)
+    for transformed in (mixed_precision(model), accumulate(model, 2)):
+        assert transformed.outputs is transformed.output_losses is None
+    params, batch = {"w": jnp.ones(3)}, {"x": jnp.arange(3.0)}
+    kept = remat(model)
+    np.testing.assert_array_equal(kept.outputs(params, batch, KEY), outputs(params, batch, KEY))
+    assert kept.output_losses is output_losses

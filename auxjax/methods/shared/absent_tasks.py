@@ -30,9 +30,7 @@ def with_tasks(model: TaskModel, tasks: Iterable[str], *, others: bool) -> TaskM
     """
     known = sorted(tasks)
 
-    @wraps(model.losses)
-    def losses(*arguments, **extras):
-        out = model.losses(*arguments, **extras)
+    def completed(out):
         if not (isinstance(out, TaskLosses) and isinstance(out.values, Mapping) and model.primary in out.values):
             return out  # `evaluate` says what is wrong with it
         if not isinstance(out.masks, Mapping | None):
@@ -45,7 +43,11 @@ def with_tasks(model: TaskModel, tasks: Iterable[str], *, others: bool) -> TaskM
             )
         return _completed(out, model.primary, absent) if absent else out
 
-    return model._replace(losses=losses)
+    def completing(function):
+        return wraps(function)(lambda *arguments, **extras: completed(function(*arguments, **extras)))
+
+    own = model.output_losses and completing(model.output_losses)
+    return model._replace(losses=completing(model.losses), output_losses=own)
 
 
 def _completed(out: TaskLosses, primary: str, absent: list[str]) -> TaskLosses:
