@@ -73,13 +73,14 @@ RETRAINING: dict[str, dict] = {
 SETS = {"ablation": ABLATION, "images": IMAGES, "retraining": RETRAINING}  # words for --methods
 CROSS_FITS = {"cross_fit": {}, **ABLATION, **IMAGES}
 ORACLES = {"known_worth": 3.0, "known_worth_cifar10": 10.0}  # weight of the helpful tasks; the others have 0
+GRID = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # other weights for them
 OPTIONS = {"auxinash": "auxinash:refresh=outer"}
 
 
 def controls(config: str) -> dict[str, tuple[float, float, float]]:
     """Weights of the groups of tasks, dev in training. The scalars are one weight for all tasks."""
     best = ORACLES[config]
-    helpful = {f"helpful at {weight:g}": (weight, 0.0, 0.0) for weight in (1.0, 3.0, 10.0) if weight != best}
+    helpful = {f"helpful at {weight:g}": (weight, 0.0, 0.0) for weight in GRID if weight != best}
     return {
         "equal": (1.0, 1.0, 1.0),
         "oracle": (best, 0.0, 0.0),

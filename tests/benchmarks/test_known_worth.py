@@ -147,10 +147,16 @@ def test_held_out_losses_are_those_of_networks_trained_one_by_one():
 def test_the_table_of_signals():
     """Means over seeds with their intervals, by moment."""
     aurocs = np.array([[0.5, 1.0], [0.7, 1.0]])
-    lines = signals.lines_of({("cross_entropy", "exact"): signals.Line(aurocs, np.array([2.0, 1.5]))}, [50, 100])
+    ahead = signals.Line(aurocs, np.array([9.0, 9.0]))
+    found = {
+        ("cross_entropy", "exact"): signals.Line(aurocs, np.array([2.0, 1.5])),
+        ("cross_entropy", "one_step"): ahead,
+    }
+    lines = signals.lines_of(found, [50, 100])
     assert lines[0] == "| outer loss, hypergradient | update 50 | update 100 |"
     assert lines[2] == "| cross_entropy, exact | 0.60 ± 1.27 | 1.00 ± 0.00 |"
-    assert lines[3] == "| held out: cross_entropy | 2.00 | 1.50 |"
+    assert lines[4] == "| held out: cross_entropy | 2.00 | 1.50 |"
+    assert len(lines) == 5
 
 
 @pytest.mark.slow
