@@ -1,6 +1,6 @@
 """Task weights by cross-fitted hypergradients: rounds of short trainings that see what each task is worth held out.
 
-    w = K softmax(phi),  phi = 0,  S = 0
+    w = total softmax(phi),  phi = 0,  S = 0,  total = K
     in each round:   F fresh networks; network f trains T updates on  L_f + sum_k w_k L_k,  L_f without fold f of the
                      primary task's labels
         at some of these updates    s_fk = -<u_f, g_k>,    (C_f + damping) u_f = d L_held_out_f,    g_k = d L_k
@@ -101,6 +101,7 @@ def make_rounds(
     measure_at: tuple[float, ...] = (0.75, 1.0),
     hypergradient: Estimator | None = None,
     rate: float = 2.0,
+    total: float | None = None,
     loop: str | None = None,
     together: bool | None = None,
 ) -> Rounds:
@@ -121,6 +122,8 @@ def make_rounds(
         by 0.01, with the Gauss-Newton matrix of a model that gives its outputs (`TaskModel.output_losses`) and the
         empirical Fisher matrix of any other.
       rate: of the first step of phi; later ones are shorter.
+      total: the sum of the weights, K by default. More where few labels of the primary task stand against tasks that
+        teach much.
       loop: how updates repeat, as for `make_step`. With "scan" a round is one program, which `vmap` takes.
       together: whether the folds are one vmapped program, or one after the other with a program for one of them, which
         a loop on the host can do. `None` takes the second way for convolutions on a CPU, where XLA runs those whose
@@ -143,6 +146,8 @@ def make_rounds(
     checks.count(where, 2, folds=folds)
     checks.count(where, 1, updates=updates)
     checks.number(where, above=0, rate=rate)
+    if total is not None:
+        checks.number(where, above=0, total=total)
     checks.one_of(where, ("scan", "host", None), loop=loop)
     if not measure_at or list(measure_at) != sorted(set(measure_at)) or not 0 < measure_at[0] <= measure_at[-1] <= 1:
         raise ValueError(f"{where}(measure_at={measure_at}): expected shares of a round, ascending, above 0, up to 1.")
@@ -169,7 +174,7 @@ def make_rounds(
         return evaluation.auxiliary_or_raise(where, context, jax.eval_shape(losses_of, data))
 
     def weights_of(state: WeightState) -> jax.Array:
-        return state.logits.shape[0] * jax.nn.softmax(state.logits)
+        return (state.logits.shape[0] if total is None else total) * jax.nn.softmax(state.logits)
 
     def init(key, data) -> WeightState:
         checks.key(where, key)

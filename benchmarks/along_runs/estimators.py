@@ -72,7 +72,7 @@ def estimators(model, method: str) -> dict[str, Any]:
         exact["exact, Gauss-Newton"] = with_curvature(model, solvers.cg(**long), "gauss_newton")
     found = {
         "one step": hypergrad.one_step(optax.sgd(1.0)),
-        "neumann(3), default": hypergrad.implicit(solvers.neumann(3)),
+        "neumann(3)": hypergrad.implicit(solvers.neumann(3)),
         "neumann(3), warm start": hypergrad.warm_started(hypergrad.implicit(solvers.neumann(3))),
         "neumann(20)": hypergrad.implicit(solvers.neumann(20, unroll=False)),
     }

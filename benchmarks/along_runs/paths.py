@@ -3,8 +3,8 @@
     python -m benchmarks.along_runs.paths --configs known_worth --methods jtds,auxilearn --out out/along-runs
 
 Ten seeds as one program per method and hypergradient, the outer optimiser by default, one outer update after every five
-inner ones. The table has test accuracy at several moments and its difference to the default, seed by seed, with 95 %
-intervals; where it is known which tasks help, how well the weights tell them. A plot shows the mean weights of the
+inner ones. The table has test accuracy at several moments and its difference to three Neumann terms, seed by seed, with
+95 % intervals; where it is known which tasks help, how well the weights tell them. A plot shows the mean weights of the
 groups of tasks. Rows that are in DIR/paths.jsonl are not repeated.
 """
 
@@ -28,10 +28,11 @@ from experiments.evaluation.statistics import auroc, mean_and_interval
 from experiments.methods import defaults, labels
 from experiments.training import judging, sources
 
-DEFAULT = "neumann(3), default"
-ESTIMATORS = (DEFAULT, "one step", "cg(3), Fisher", "cg(10), Fisher", "cg(3), Gauss-Newton", "cg(10), Gauss-Newton")
-SHOWN = (DEFAULT, "cg(10), Fisher", "cg(10), Gauss-Newton", "exact, Gauss-Newton")  # in the plot
+SERIES = "neumann(3)"
+ESTIMATORS = (SERIES, "one step", "cg(3), Fisher", "cg(10), Fisher", "cg(3), Gauss-Newton", "cg(10), Gauss-Newton")
+SHOWN = (SERIES, "cg(10), Fisher", "cg(10), Gauss-Newton", "exact, Gauss-Newton")  # in the plot
 METHODS = ("jtds", "auxilearn", "n_jtds")
+EVERY = 5  # outer updates between two points of the plot
 MOMENTS = (50, 100, 200, 500)
 
 
@@ -95,10 +96,10 @@ def aurocs(weights: dict[str, np.ndarray], moments) -> list[list[float]]:
 
 
 def row_of(path: Path, moments) -> dict:
-    """What is kept of a path: accuracies and areas, and the groups' mean weights after every update."""
+    """What is kept of a path: accuracies and areas, and the groups' mean weights after every few updates."""
     groups = {task.rsplit("_", 1)[0] for task in path.weights if task != "class"}
     means = {
-        group: np.mean([path.weights[task] for task in path.weights if task.startswith(group)], axis=(0, 2))
+        group: np.mean([path.weights[task] for task in path.weights if task.startswith(group)], axis=(0, 2))[::EVERY]
         for group in sorted(groups)
     }
     return {
@@ -112,20 +113,20 @@ def table(rows: list[dict]) -> str:
     """Accuracies, differences to the default, and areas, in Markdown."""
     moments = rows[0]["moments"]
     lines = [
-        f"| config | method | hypergradient | {' | '.join(f'{m}, % | less default | AUROC' for m in moments)} |",
+        f"| config | method | hypergradient | {' | '.join(f'{m}, % | less Neumann | AUROC' for m in moments)} |",
         f"|---|---|---|{'---:|---:|---:|' * len(moments)}",
     ]
     for row in rows:
         same = [other for other in rows if (other["config"], other["method"]) == (row["config"], row["method"])]
-        default = next((other for other in same if other["estimator"] == DEFAULT), None)
+        series = next((other for other in same if other["estimator"] == SERIES), None)
         cells = [row["config"], row["method"], row["estimator"]]
         for place in range(len(moments)):
             mine = 100 * np.array(row["accuracy"][place])
             cells.append("{:.1f} ± {:.1f}".format(*mean_and_interval(mine)))
-            if default in (None, row):
+            if series in (None, row):
                 cells.append("")
             else:
-                less = mine - 100 * np.array(default["accuracy"][place])
+                less = mine - 100 * np.array(series["accuracy"][place])
                 cells.append("{:+.1f} ± {:.1f}".format(*mean_and_interval(less)))
             cells.append(f"{np.mean(row['auroc'][place]):.2f}" if row["auroc"] else "")
         lines.append(f"| {' | '.join(cells)} |")
@@ -176,7 +177,7 @@ def draw(rows: list[dict], directory: pathlib.Path) -> None:
             row["estimator"]: row["weights"] for row in rows if row["method"] == method and row["estimator"] in SHOWN
         }
         if shown:
-            report.plot_paths(shown, directory / f"{method}.png")
+            report.plot_paths(shown, EVERY, directory / f"{method}.png")
 
 
 if __name__ == "__main__":

@@ -33,25 +33,26 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def by_moment(rows: list[dict], config: str, method: str, field: str = "auroc") -> str:
-    """Means of a field per estimator and moment."""
+def by_moment(rows: list[dict], config: str, method: str, field: str) -> str:
+    """Medians of a field over draws and seeds, per estimator and moment."""
     own = [row for row in rows if (row["config"], row["method"]) == (config, method) and field in row]
     moments = sorted({row["moment"] for row in own})
     lines = [f"| estimator | {' | '.join(map(str, moments))} |", f"|---|{'---:|' * len(moments)}"]
     for name in dict.fromkeys(row["estimator"] for row in own):
         cells = [
-            f"{np.mean([row[field] for row in own if (row['estimator'], row['moment']) == (name, moment)]):.2f}"
+            f"{np.median([row[field] for row in own if (row['estimator'], row['moment']) == (name, moment)]):.2f}"
             for moment in moments
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def plot_paths(paths: dict[str, dict[str, list[float]]], file: pathlib.Path) -> None:
-    """Mean weights of the groups of tasks, update by update, one panel per hypergradient.
+def plot_paths(paths: dict[str, dict[str, list[float]]], every: int, file: pathlib.Path) -> None:
+    """Mean weights of the groups of tasks along the run, one panel per hypergradient.
 
     Args:
-      paths: `{hypergradient: {group: weights after every update}}`.
+      paths: `{hypergradient: {group: weights after some updates}}`.
+      every: outer updates between two of them.
       file: the PNG.
     """
     figure, axes = plt.subplots(
@@ -59,7 +60,8 @@ def plot_paths(paths: dict[str, dict[str, list[float]]], file: pathlib.Path) -> 
     )
     for axis, (name, groups) in zip(axes[0], paths.items(), strict=True):
         for group, colour in GROUPS.items():
-            axis.plot(np.arange(1, len(groups[group]) + 1), groups[group], color=colour, linewidth=1.8, label=group)
+            updates = 1 + every * np.arange(len(groups[group]))
+            axis.plot(updates, groups[group], color=colour, linewidth=1.8, label=group)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("outer update")
         axis.spines[["top", "right"]].set_visible(False)

@@ -21,9 +21,9 @@ def test_rows_are_written_once_and_the_exact_one_agrees_with_itself(tmp_path, ca
     rows = {row["estimator"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}
     assert rows["exact, Gauss-Newton"]["cosine, Gauss-Newton"] == [1.0, 1.0]
     assert rows["exact, Hessian"]["cosine, Hessian"] == [1.0, 1.0]
-    nearer, default = (rows[name]["cosine, Gauss-Newton"] for name in ("cg(10), Gauss-Newton", "neumann(3), default"))
+    nearer, default = (rows[name]["cosine, Gauss-Newton"] for name in ("cg(10), Gauss-Newton", "neumann(3)"))
     assert np.mean(nearer) > np.mean(default)
-    assert rows["neumann(3), default"]["num_matvecs"] == 4
+    assert rows["neumann(3)"]["num_matvecs"] == 4
     before = (tmp_path / "rows.jsonl").read_bytes()
     assert command.main([*arguments, "--out", str(tmp_path)]) == 0
     assert (tmp_path / "rows.jsonl").read_bytes() == before
@@ -60,13 +60,14 @@ def test_the_weights_of_a_task_are_read_from_each_method_s_gradient():
 
 
 @pytest.mark.slow
-def test_paths_are_kept_and_compared_with_the_default_seed_by_seed(tmp_path, monkeypatch):
+def test_paths_are_kept_and_compared_with_the_series_seed_by_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "MOMENTS", (1, 3))
+    monkeypatch.setattr(paths, "EVERY", 1)
     arguments = ["--configs", "known_worth", "--methods", "auxilearn", "--seeds", "2", "--updates", "3"]
-    arguments += ["--estimators", "neumann(3), default;one step", "--out", str(tmp_path)]
+    arguments += ["--estimators", "neumann(3);one step", "--out", str(tmp_path)]
     assert paths.main(arguments) == 0
     rows = [json.loads(line) for line in (tmp_path / "paths.jsonl").read_text().splitlines()]
-    assert [row["estimator"] for row in rows] == ["neumann(3), default", "one step"]
+    assert [row["estimator"] for row in rows] == ["neumann(3)", "one step"]
     for row in rows:
         assert np.shape(row["accuracy"]) == np.shape(row["auroc"]) == (2, 2)
         assert len(row["weights"]["helpful"]) == 3
@@ -79,7 +80,7 @@ def test_paths_are_kept_and_compared_with_the_default_seed_by_seed(tmp_path, mon
 
 def test_the_table_of_paths_pairs_the_seeds():
     about = {"config": "known_worth", "method": "jtds", "moments": [50], "auroc": [[1.0, 0.5]]}
-    default = about | {"estimator": paths.DEFAULT, "accuracy": [[0.5, 0.9]]}
+    default = about | {"estimator": paths.SERIES, "accuracy": [[0.5, 0.9]]}
     lines = paths.table([default, about | {"estimator": "one step", "accuracy": [[0.51, 0.91]]}]).splitlines()
     assert lines[2].endswith("|  | 0.75 |")
     assert "| +1.0 ± 0.0 | 0.75 |" in lines[3]

@@ -268,6 +268,7 @@ def test_learn_weights_finds_the_task_that_helps():
         ({"folds": 1}, ValueError, "folds=1"),
         ({"updates": 0}, ValueError, "updates=0"),
         ({"rate": 0.0}, ValueError, "rate=0.0"),
+        ({"total": 0.0}, ValueError, "total=0.0"),
         ({"measure_at": (1.0, 0.5)}, ValueError, "expected shares of a round, ascending"),
         ({"loop": "fast"}, ValueError, "loop='fast'"),
         ({"draw_inner": None}, TypeError, "draw_inner="),
@@ -315,3 +316,16 @@ def test_a_task_that_a_measured_batch_lacks_gets_no_signal(outputs):
     _, info = rounds.round(rounds.init(jax.random.key(0), data), data)
     np.testing.assert_array_equal(info.signal[..., 0], 0.0)
     assert np.all(info.signal[..., 1] != 0)
+
+
+def test_the_sum_of_the_weights_is_the_total():
+    data = make_data()
+    rounds = rounds_of(total=6.5)
+    state = rounds.init(jax.random.key(3), data)
+    np.testing.assert_allclose(rounds.weights(state), 6.5 / 2)
+    state, info = rounds.round(state, data)
+    np.testing.assert_allclose(jnp.sum(info.weights), 6.5)
+    assert info.weights[0] != info.weights[1]
+    plain = rounds_of()
+    other = plain.round(plain.init(jax.random.key(3), data), data)[1]
+    assert not np.allclose(info.signal, other.signal)  # the networks train with these weights
