@@ -55,10 +55,13 @@ ABLATION: dict[str, dict] = {
     "cross_fit, one round": {"rounds": 1},
     "cross_fit, early moments too": {"measure_at": (0.5, 0.75, 1.0)},
 }
-# The same on images, where a round has to be longer before held-out labels show what a task is worth.
+# The same on images: rounds and rates of several lengths, none of which is right yet.
 LONG = {"updates": 250, "measure_at": (0.7, 0.85, 1.0)}
 CAREFUL = {"updates": 400, "measure_at": (0.25, 0.5, 1.0), "rate": 0.5, "outer_loss": "expected_error"}
+SHORT = {"updates": 50, "measure_at": (0.5, 1.0), "outer_loss": "expected_error", "total": 36.0}  # as `signals` has it
 IMAGES: dict[str, dict] = {
+    "short cross_fit": SHORT,
+    "short slow cross_fit": {**SHORT, "rate": 0.4},
     "cross_fit, careful": CAREFUL,
     "cross_fit, careful, one step": {**CAREFUL, "estimator": "one_step"},
     "cross_fit, long rounds, expected error": {**LONG, "outer_loss": "expected_error"},
