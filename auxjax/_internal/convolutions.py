@@ -41,14 +41,14 @@ def channels_last_in_loops(function: Callable) -> Callable:
 
 def _rewritten(function: Callable, *, in_loop: bool) -> Callable:
     @wraps(function)
-    def run(*args):
+    def run(*args, **named):
         without_jit = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
         if jax.default_backend() != "cpu" or without_jit:
-            return function(*args)
+            return function(*args, **named)
         # As one equation, that of a call, which is all that there is to evaluate: tracing does not take twice as long.
-        closed, shapes = jax.make_jaxpr(jax.jit(function), return_shape=True)(*args)
+        closed, shapes = jax.make_jaxpr(jax.jit(function), return_shape=True)(*args, **named)
         evaluate = core.jaxpr_as_fun(core.ClosedJaxpr(_rewrite(closed.jaxpr, in_loop), closed.consts))
-        return jax.tree.unflatten(jax.tree.structure(shapes), evaluate(*jax.tree.leaves(args)))
+        return jax.tree.unflatten(jax.tree.structure(shapes), evaluate(*jax.tree.leaves((args, named))))
 
     return run
 

@@ -173,7 +173,8 @@ def as_vectors(system: System) -> System:
     Iterations then are a few kernels per step and not a few per leaf and step, which take long to compile. A product
     copies its argument and its answer once more. Not on accelerators, where params may be split over devices.
     """
-    if jax.default_backend() != "cpu" or len(jax.tree.leaves(system.b)) == 1:
+    explicit = jax.sharding.get_abstract_mesh().explicit_axes  # leaves that are split differently do not join
+    if jax.default_backend() != "cpu" or len(jax.tree.leaves(system.b)) == 1 or explicit:
         return system
     b, tree = ravel_pytree(system.b)
 

@@ -76,7 +76,7 @@ def test_convolutions_outside_of_loops_and_functions_without_any_stay_as_they_ar
     assert there[0] == there[1]
     nested = channels_last(lambda tree: {"a": tree["a"] + 1, "none": None, "key": tree["key"]})
     given = {"a": jnp.ones(2), "key": jax.random.key(3)}
-    found = nested(given)
+    found = nested(tree=given)
     np.testing.assert_array_equal(found["a"], 2.0)
     assert found["none"] is None
     assert found["key"] == given["key"]

@@ -39,7 +39,11 @@ def of_outputs(model: TaskModel, model_state, key, combine: Combine) -> Curvatur
         return call(network, params, batch, again["key"], state=again["state"])
 
     def loss(z, params, meta, batch):
-        return combine(meta, call(losses, z, batch, evaluation.fresh(key)))
+        # What else the model returns, such as masks and features, is held fixed.
+        whole = jax.lax.stop_gradient(evaluation.evaluate(model, params, model_state, batch, key))
+        again = evaluation.fresh({"key": key, "state": model_state})
+        values = call(losses, z, batch, again["key"], state=again["state"]).values
+        return combine(meta, whole._replace(values=values))
 
     return gauss_newton(outputs, loss)
 

@@ -126,6 +126,26 @@ def test_a_batch_that_lacks_a_task_has_a_curvature_as_well():
     assert_close(found, hypergradient_of(model_of(linear), params, "auxilearn", batch, **exact)[0])
 
 
+def test_what_the_losses_add_to_the_outputs_is_seen():
+    """Features and masks that `losses` returns alone, and outputs' losses that look at the model's state."""
+    params = {"w": jnp.arange(1.0, DIM + 1)}
+    known = jnp.arange(COUNT) < 7
+
+    def losses(params, batch, key):
+        out = squares(linear(params, batch, key), batch, key)
+        return out._replace(masks={"near": known}, features=batch["main"]["x"])
+
+    def bare(z, batch, key, *, state=None):
+        assert state is None
+        return squares(z, batch, key)._replace(features=None)
+
+    model = auxjax.TaskModel(losses, primary="main", outputs=linear, output_losses=bare)
+    for name in ("jtds", "auxilearn"):
+        found, _ = hypergradient_of(model, params, name)
+        exact, _ = hypergradient_of(model, params, name, hypergradient=implicit(dense(damping=DAMPING)))
+        assert_close(found, exact)
+
+
 def test_a_network_of_losses_has_no_curvature_of_its_own():
     params = {"w": jnp.arange(1.0, DIM + 1)}
     found, metrics = hypergradient_of(model_of(linear), params, "auxilearn", form="monotone")
