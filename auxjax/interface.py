@@ -133,7 +133,7 @@ class TaskModel(NamedTuple):
         `[n, classes]`, for methods that generate labels.
       feature_loss: `(params, features, labels) -> [n]`, the loss of given features and labels, for methods that
         generate both.
-      outputs: `(params, batch, key) -> z`, what the losses are computed from, such as the logits: a pytree of floats. With
+      outputs: `(params, batch, key) -> z`, what the losses are computed from, such as the logits, all floats. With
         `output_losses` it gives `learn_weights` and the default hypergradients of `jtds`, `n_jtds`, `auxilearn` and
         `auxinash` the Gauss-Newton matrix; `losses` has to be the two after each other.
       output_losses: `(z, batch, key) -> TaskLosses`, every loss convex in z, as cross-entropy and squared error are.
