@@ -22,6 +22,7 @@ import optax
 
 from auxjax.training.sweep import make_sweep, run_of
 from benchmarks.known_worth.training import keys_and_params, stacked
+from benchmarks.shared.options import known_names
 from benchmarks.shared.paths import home_path
 from experiments import cli, configs
 from experiments.data import pools
@@ -156,11 +157,8 @@ def main(argv=None) -> int:
     parser.add_argument("--updates", default="50,200,1000", metavar="N,N", help="outer updates of the moments")
     parser.add_argument("--out", required=True, type=home_path, metavar="DIR", help="rows and table")
     options = parser.parse_args(argv)
-    wanted = {"configs": (options.configs.split(","), CONFIGS), "methods": (options.methods.split(","), METHODS)}
-    for names, known in wanted.values():
-        for name in names:
-            if name not in known:
-                parser.error(f"{name!r}: expected one of {', '.join(known)}")
+    chosen = known_names(parser, "--configs", options.configs, CONFIGS)
+    methods = known_names(parser, "--methods", options.methods, METHODS)
     try:
         moments = [int(number) for number in options.updates.split(",")]
         if moments != sorted(set(moments)) or moments[0] < 1:
@@ -170,8 +168,8 @@ def main(argv=None) -> int:
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for config in wanted["configs"][0]:
-        for method in wanted["methods"][0]:
+    for config in chosen:
+        for method in methods:
             if (config, method) not in WITHOUT:
                 rows += run(options.out / "rows.jsonl", config, method, "default", (0.0,), seeds, moments)
                 rows += run(options.out / "rows.jsonl", config, method, "adam", RATES, seeds, moments)

@@ -55,15 +55,16 @@ def _rewritten(function: Callable, *, in_loop: bool) -> Callable:
 
 def _rewrite(jaxpr, in_loop: bool):
     """A jaxpr with other equations in place of its convolutions; itself if it has none."""
-    if not _has_convolution(jaxpr):
+    if not has_convolution(jaxpr):
         return jaxpr
     return jaxpr.replace(eqns=[_of_equation(equation, in_loop) for equation in jaxpr.eqns])
 
 
-def _has_convolution(jaxpr) -> bool:
+def has_convolution(jaxpr) -> bool:
+    """Whether a jaxpr has a convolution, nested calls and loops included."""
     return any(
         equation.primitive is conv_general_dilated_p
-        or any(map(_has_convolution, core.jaxprs_in_params(equation.params)))
+        or any(map(has_convolution, core.jaxprs_in_params(equation.params)))
         for equation in jaxpr.eqns
     )
 

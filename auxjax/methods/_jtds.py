@@ -73,9 +73,9 @@ def jtds(
       outer_updates: how many outer updates are planned, 100 if nothing is said; the default optimiser's rate follows.
       hypergradient: an estimator such as `implicit(neumann(3))`, the default: the paper's four terms, but with a step
         size fitted to the curvature. (The authors' step of 1e-4 leaves the Hessian without effect.) With a model that
-        gives its outputs the default is better, ten steps of conjugate gradients with the Gauss-Newton matrix, damped
-        by 0.01. Or an estimator with state, such as `amortise(...)` or `single_loop()`, whose state becomes part of the
-        training state.
+        gives its outputs, and the Jacobian "held_fixed", the default is better, ten steps of conjugate gradients with
+        the Gauss-Newton matrix, damped by 0.01. Or an estimator with state, such as `amortise(...)` or
+        `single_loop()`, whose state becomes part of the training state.
       activation: s for the task and feature factors: "sigmoid" (the paper; weights below 1) or "softplus" (the
         authors' code; unbounded above).
       feature_bias: learn a bias in the feature factor, s(P_k . c_i + q_k), 0 at first, as the authors' code does.

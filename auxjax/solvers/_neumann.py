@@ -113,8 +113,7 @@ def neumann(
         if step_size is None:
             used = min(POWER_STEPS, num_terms + 1)
             start_size = first.size
-            written_out = bool(loops.write_out(num_terms + 1, choice=unroll))
-            last = _power_terms(system, first, used, damping, with_init, whole, written_out)
+            last = _power_terms(system, first, used, damping, with_init, whole)
             rest = num_terms + 1 - used
             if whole:
                 last = _repeat(lambda it: _finite_term(system, it, damping), last, rest, unroll)
@@ -231,7 +230,7 @@ def _hand_series(system, first, terms, damping, with_init, unroll) -> _Iterate:
     return best._replace(min_curvature=last.min_curvature)
 
 
-def _power_terms(system, first: _Iterate, steps: int, damping, with_init, keep_whole, written_out: bool) -> _Iterate:
+def _power_terms(system, first: _Iterate, steps: int, damping, with_init, keep_whole) -> _Iterate:
     """Chooses the step by a power iteration, and takes the first `steps` terms from its vectors w_j.
 
     A w_j = a_j w_{j+1}, all of unit length, w_0 = r / ||r||. With B = step A: B^j r = ||r|| step^j a_0 .. a_{j-1} w_j.
@@ -242,30 +241,14 @@ def _power_terms(system, first: _Iterate, steps: int, damping, with_init, keep_w
     most of what there is in bfloat16. The next term, if there is one, measures its residual anew.
     """
     start_size = tree_math.norm(first.residual)
-
-    def multiply(vector):
-        """`(A w / ||A w||, ||A w||, w^T A w)`."""
-        product = system.matvec(vector)
-        product = tree_math.add_scaled(product, damping, vector) if damping else product
-        size = tree_math.norm(product)
-        quotient = jax.lax.stop_gradient(tree_math.vdot(vector, product))
-        return tree_math.scale(1.0 / positive_or_one(size), product), size, quotient
-
     vectors = [tree_math.scale(1.0 / positive_or_one(start_size), first.residual)]
-    if written_out:
-        growth, quotients = [], []
-        for _ in range(steps):
-            vector, size, quotient = multiply(vectors[-1])
-            vectors.append(vector)
-            growth.append(size)
-            quotients.append(quotient)
-    else:
-        once = convolutions.channels_last(multiply)
-        after, growth, quotients = jax.lax.scan(
-            lambda vector, _: ((found := once(vector))[0], found), vectors[0], length=steps
-        )[1]
-        vectors += [jax.tree.map(lambda leaf, at=at: leaf[at], after) for at in range(steps)]
-        growth, quotients = list(growth), list(quotients)
+    growth, quotients = [], []
+    for _ in range(steps):
+        product = system.matvec(vectors[-1])
+        product = tree_math.add_scaled(product, damping, vectors[-1]) if damping else product
+        quotients.append(jax.lax.stop_gradient(tree_math.vdot(vectors[-1], product)))
+        growth.append(tree_math.norm(product))
+        vectors.append(tree_math.scale(1.0 / positive_or_one(growth[-1]), product))
 
     bound = jax.lax.stop_gradient(jnp.max(jnp.stack(growth)))
     step = inverse_or_zero(bound)

@@ -250,7 +250,8 @@ def make_rounds(
         return conclude(state, jax.lax.scan(wait_and_measure, start(numbers, state, data), jnp.array(waits))[1])
 
     def on_the_host(state: WeightState, data) -> tuple[WeightState, RoundInfo]:
-        slow = together is None and jax.default_backend() == "cpu" and _has_convolution(losses_of, data)
+        program = jax.make_jaxpr(losses_of)(data).jaxpr
+        slow = together is None and jax.default_backend() == "cpu" and convolutions.has_convolution(program)
         alone = slow if together is None else not together
         start, train, measure = one_by_one if alone else compiled
         measured, copies = [], list(numbers) if alone else [numbers]
@@ -272,11 +273,6 @@ def make_rounds(
     one_by_one = [jit(function) for function in (start, train, measure)]
     compiled_conclude = jit(conclude)
     return Rounds(init, on_the_host if on_host else jit(one_program), weights_of, tasks)
-
-
-def _has_convolution(function: Callable, *args) -> bool:
-    """Whether a function's program has a convolution."""
-    return "conv_general_dilated" in str(jax.make_jaxpr(function)(*args))
 
 
 def _weighted(model: TaskModel, out: TaskLosses, weights) -> jax.Array:

@@ -11,14 +11,16 @@ gradients), 0.01 added to the diagonal of both, that go on until their residual 
 For every estimator the table gives the cosine with either exact one on the same batches, median and the worst tenth;
 the share of outer variables with the wrong sign, among those whose exact derivative (Gauss-Newton's where there is one)
 is larger on average over draws than its standard deviation between them; where it is known which tasks help, how well
-it tells them, the mean area under the curve (0.5 is chance); the relative residual; and matrix-vector products. Rows
-that are in DIR/rows.jsonl are not repeated.
+it tells them, the mean area under the curve (0.5 is chance); the relative residual; matrix-vector products; and the
+time of an outer update over that with three Neumann terms, in turns after the run. Rows that are in DIR/rows.jsonl are
+not repeated.
 """
 
 import json
 
 from benchmarks.along_runs import report
 from benchmarks.along_runs.measuring import measure
+from benchmarks.shared.options import known_names, moments_up_to
 from benchmarks.shared.paths import home_path
 from experiments import cli
 
@@ -40,21 +42,16 @@ def main(argv=None) -> int:
     parser.add_argument("--draws", type=int, default=DRAWS, metavar="N", help="batches per moment (default 8)")
     parser.add_argument("--out", required=True, type=home_path, metavar="DIR", help="rows and table")
     options = parser.parse_args(argv)
-    wanted = {"configs": (options.configs.split(","), CONFIGS), "methods": (options.methods.split(","), METHODS)}
-    for names, known in wanted.values():
-        for name in names:
-            if name not in known:
-                parser.error(f"{name!r}: expected one of {', '.join(known)}")
+    chosen = known_names(parser, "--configs", options.configs, CONFIGS)
+    methods = known_names(parser, "--methods", options.methods, METHODS)
     if options.draws < 2:
         parser.error(f"--draws {options.draws}: expected at least 2, for the spread between batches")
-    moments = [moment for moment in MOMENTS if moment <= options.updates]
-    if not moments:
-        parser.error(f"--updates {options.updates}: expected at least {MOMENTS[0]}, the first moment")
+    moments = moments_up_to(parser, options.updates, MOMENTS)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "rows.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    for config in wanted["configs"][0]:
-        for method in wanted["methods"][0]:
+    for config in chosen:
+        for method in methods:
             if (config, method) in WITHOUT:
                 continue
             for seed in range(options.first_seed, options.first_seed + options.seeds):

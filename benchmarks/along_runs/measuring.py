@@ -1,5 +1,8 @@
 """Hypergradients along a run, taken again at its own params and weights."""
 
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from auxjax.methods.shared.outer_level import OuterState
 from auxjax.training.step import make_updates
-from benchmarks.along_runs.estimators import either, estimators
+from benchmarks.along_runs.estimators import estimators, of_losses_too
 from experiments import configs
 from experiments.data import pools
 from experiments.evaluation.statistics import auroc
@@ -54,8 +57,8 @@ def by_task(method: str, gradient, tasks) -> dict[str, jax.Array] | None:
     return dict(zip(names, values, strict=True))
 
 
-def measure(config_name: str, method_name: str, seed: int, moments, draws: int) -> list[dict]:
-    """A row per moment and estimator."""
+def measure(config_name: str, method_name: str, seed: int, moments, draws: int, turns: int = 15) -> list[dict]:
+    """A row per moment and estimator; how long an outer update takes is measured once, after the run."""
     config = configs.get(config_name)
     settings = config.Settings()
     data = config.load(settings, seed, None)
@@ -70,7 +73,7 @@ def measure(config_name: str, method_name: str, seed: int, moments, draws: int) 
     )
     options = defaults.options_of(config, settings, shapes)
     own = {name: value for name, value in options.get(method_name, {}).items() if name != "outer_optimizer"}
-    model = either(experiment.model)
+    model = of_losses_too(experiment.model)
 
     def updates_of(**more):
         made = labels.make(method_name, {**options, method_name: {**own, **more}})
@@ -115,7 +118,19 @@ def measure(config_name: str, method_name: str, seed: int, moments, draws: int) 
         for name in stateful:
             carried[name] = probed(name, state)[0].hypergradient
         state, _ = outer_update(state, inner, outer, 0)
-    return rows
+    times = milliseconds({name: partial(probed, name, state) for name in known}, turns)
+    return [row | {"milliseconds": round(times[row["estimator"]], 3)} for row in rows]
+
+
+def milliseconds(calls: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
+    """Median time of each call, in turns that have all of them."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(turns):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times[name].append(time.perf_counter() - start)
+    return {name: 1e3 * float(np.median(values)) for name, values in times.items()}
 
 
 def compare(method: str, found: dict[str, list], tasks) -> list[dict]:

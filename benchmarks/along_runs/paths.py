@@ -18,9 +18,10 @@ import numpy as np
 
 from auxjax.training.sweep import make_sweep, run_of
 from benchmarks.along_runs import report
-from benchmarks.along_runs.estimators import either, estimators
+from benchmarks.along_runs.estimators import estimators, of_losses_too
 from benchmarks.along_runs.measuring import INNER_STEPS
 from benchmarks.known_worth.training import keys_and_params, stacked
+from benchmarks.shared.options import known_names, moments_up_to
 from benchmarks.shared.paths import home_path
 from experiments import cli, configs
 from experiments.data import pools
@@ -28,9 +29,26 @@ from experiments.evaluation.statistics import auroc, mean_and_interval
 from experiments.methods import defaults, labels
 from experiments.training import judging, sources
 
-SERIES = "neumann(3)"
-ESTIMATORS = (SERIES, "one step", "cg(3), Fisher", "cg(10), Fisher", "cg(3), Gauss-Newton", "cg(10), Gauss-Newton")
-SHOWN = (SERIES, "cg(10), Fisher", "cg(10), Gauss-Newton", "exact, Gauss-Newton")  # in the plot
+ESTIMATORS = (
+    report.SERIES,
+    "one step",
+    "cg(3), Fisher",
+    "cg(10), Fisher",
+    "cg(3), Gauss-Newton",
+    "cg(10), Gauss-Newton",
+)
+SHOWN = (report.SERIES, "cg(10), Fisher", "cg(10), Gauss-Newton", "exact, Gauss-Newton")  # in the plot
+POSSIBLE = (
+    *ESTIMATORS,
+    "exact, Gauss-Newton",
+    "exact, Hessian",
+    "neumann(3), warm start",
+    "neumann(20)",
+    "cg(10)",
+    "minres(10)",
+    "neumann(3), Gauss-Newton",
+)
+CONFIGS = ("known_worth", "digits_noise")
 METHODS = ("jtds", "auxilearn", "n_jtds")
 EVERY = 5  # outer updates between two points of the plot
 MOMENTS = (50, 100, 200, 500)
@@ -57,7 +75,7 @@ def train(config_name: str, method_name: str, estimator: str, seeds, moments) ->
     experiment = config.build(settings, shapes)
     inner = stacked([sources.inner_arrays(experiment, one) for one in data])
     outer = stacked([sources.outer_arrays(experiment, one, dev="held_out") for one in data])
-    model = either(experiment.model)
+    model = of_losses_too(experiment.model)
     options = defaults.options_of(config, settings, shapes)
     own = {name: value for name, value in options.get(method_name, {}).items() if name != "outer_optimizer"}
     own["hypergradient"] = estimators(model, method_name)[estimator]
@@ -118,7 +136,7 @@ def table(rows: list[dict]) -> str:
     ]
     for row in rows:
         same = [other for other in rows if (other["config"], other["method"]) == (row["config"], row["method"])]
-        series = next((other for other in same if other["estimator"] == SERIES), None)
+        series = next((other for other in same if other["estimator"] == report.SERIES), None)
         cells = [row["config"], row["method"], row["estimator"]]
         for place in range(len(moments)):
             mine = 100 * np.array(row["accuracy"][place])
@@ -143,18 +161,16 @@ def main(argv=None) -> int:
     parser.add_argument("--updates", type=int, default=MOMENTS[-1], metavar="N", help="outer updates (default 500)")
     parser.add_argument("--out", required=True, type=home_path, metavar="DIR", help="rows, table and plots")
     options = parser.parse_args(argv)
-    for method in options.methods.split(","):
-        if method not in METHODS:
-            parser.error(f"--methods {method!r}: expected one of {', '.join(METHODS)}")
-    moments = [moment for moment in MOMENTS if moment <= options.updates]
-    if not moments:
-        parser.error(f"--updates {options.updates}: expected at least {MOMENTS[0]}, the first moment")
+    chosen = known_names(parser, "--configs", options.configs, CONFIGS)
+    methods = known_names(parser, "--methods", options.methods, METHODS)
+    wanted = known_names(parser, "--estimators", options.estimators, POSSIBLE, separator=";")
+    moments = moments_up_to(parser, options.updates, MOMENTS)
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "paths.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    for config in options.configs.split(","):
-        for method in options.methods.split(","):
-            for estimator in options.estimators.split(";"):
+    for config in chosen:
+        for method in methods:
+            for estimator in wanted:
                 about = {"config": config, "method": method, "estimator": estimator}
                 about |= {"seeds": list(range(options.seeds)), "moments": moments}
                 if any(about.items() <= row.items() for row in rows):

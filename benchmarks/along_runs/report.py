@@ -8,15 +8,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+SERIES = "neumann(3)"  # what the others are compared with
 GROUPS = {"helpful": "tab:green", "image": "tab:orange", "random": "tab:red"}
 
 
 def table(rows: list[dict]) -> str:
-    """Medians over moments, draws and seeds, per config, method and estimator."""
+    """Medians over moments, draws and seeds, per config, method and estimator; times are those of `relative_time`."""
     lines = [
         "| config | method | estimator | products | cosine, Gauss-Newton | worst tenth | cosine, Hessian | worst tenth "
-        "| wrong signs, % | AUROC | residual |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| wrong signs, % | AUROC | residual | time |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for config, method, name in dict.fromkeys((row["config"], row["method"], row["estimator"]) for row in rows):
         own = [row for row in rows if (row["config"], row["method"], row["estimator"]) == (config, method, name)]
@@ -29,8 +30,23 @@ def table(rows: list[dict]) -> str:
         told = [value for row in own for value in row.get("auroc", [])]
         cells.append(f"{np.mean(told):.2f}" if told else "")
         cells.append(f"{np.median([row['relative_residual'] for row in own]):.2f}")
+        cells.append(relative_time(rows, own))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def relative_time(rows: list[dict], own: list[dict]) -> str:
+    """Median over seeds of the time of an outer update over that of three Neumann terms in the same process."""
+    run = ("config", "method", "seed", "moment")
+    series = {
+        tuple(row[key] for key in run): row["milliseconds"]
+        for row in rows
+        if row["estimator"] == SERIES and "milliseconds" in row
+    }
+    timed = [row for row in own if "milliseconds" in row]
+    pairs = [(row["milliseconds"], series.get(tuple(row[key] for key in run))) for row in timed]
+    found = [mine / theirs for mine, theirs in pairs if theirs]
+    return f"{np.median(found):.2f}" if found else ""
 
 
 def by_moment(rows: list[dict], config: str, method: str, field: str) -> str:

@@ -80,10 +80,25 @@ def test_paths_are_kept_and_compared_with_the_series_seed_by_seed(tmp_path, monk
 
 def test_the_table_of_paths_pairs_the_seeds():
     about = {"config": "known_worth", "method": "jtds", "moments": [50], "auroc": [[1.0, 0.5]]}
-    default = about | {"estimator": paths.SERIES, "accuracy": [[0.5, 0.9]]}
+    default = about | {"estimator": report.SERIES, "accuracy": [[0.5, 0.9]]}
     lines = paths.table([default, about | {"estimator": "one step", "accuracy": [[0.51, 0.91]]}]).splitlines()
     assert lines[2].endswith("|  | 0.75 |")
     assert "| +1.0 ± 0.0 | 0.75 |" in lines[3]
+
+
+def test_times_are_compared_within_a_run():
+    about = {"config": "known_worth", "method": "jtds", "moment": 5}
+    rows = [
+        about | {"seed": seed, "estimator": name, "milliseconds": time}
+        for seed, name, time in (
+            (0, report.SERIES, 2.0),
+            (0, "one step", 1.0),
+            (1, report.SERIES, 4.0),
+            (1, "one step", 6.0),
+        )
+    ]
+    assert report.relative_time(rows, [row for row in rows if row["estimator"] == "one step"]) == "1.00"
+    assert report.relative_time(rows, [about | {"seed": 2, "estimator": "one step"}]) == ""
 
 
 def test_mistakes_are_named(tmp_path, capsys):
@@ -98,6 +113,8 @@ def test_mistakes_are_named(tmp_path, capsys):
     for arguments, message in (
         (["--methods", "maoal"], "--methods 'maoal': expected one of jtds"),
         (["--updates", "4"], "--updates 4: expected at least 50"),
+        (["--configs", "yeast"], "--configs 'yeast': expected one of known_worth"),
+        (["--estimators", "one step;exact"], "--estimators 'exact': expected one of neumann(3)"),
     ):
         with pytest.raises(SystemExit):
             paths.main([*arguments, "--out", str(tmp_path)])

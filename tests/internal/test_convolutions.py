@@ -8,7 +8,8 @@ import pytest
 from jax.extend import core
 
 from auxjax import TaskLosses, TaskModel, methods
-from auxjax._internal.convolutions import channels_last, channels_last_in_loops
+from auxjax._internal.convolutions import channels_last, channels_last_in_loops, has_convolution
+from auxjax.models import ConvNet
 from auxjax.solvers import cg
 from auxjax.training.step import make_step, make_updates
 
@@ -80,6 +81,15 @@ def test_convolutions_outside_of_loops_and_functions_without_any_stay_as_they_ar
     np.testing.assert_array_equal(found["a"], 2.0)
     assert found["none"] is None
     assert found["key"] == given["key"]
+
+
+def test_a_convolution_inside_of_a_call_is_found():
+    network = ConvNet(heads={"y": 1}, channels=(2,))
+    images = jnp.zeros((1, 4, 4, 1), jnp.float32)
+    params = network.init(jax.random.key(0), images)["params"]
+    inside = jax.jit(lambda x: network.apply({"params": params}, x).heads["y"])
+    assert has_convolution(jax.make_jaxpr(lambda x: inside(x))(images).jaxpr)
+    assert not has_convolution(jax.make_jaxpr(jnp.sin)(images).jaxpr)
 
 
 def test_derivatives_of_custom_rules_survive():

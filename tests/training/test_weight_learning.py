@@ -10,9 +10,8 @@ import pytest
 
 import auxjax
 from auxjax.hypergrad import implicit
-from auxjax.models import ConvNet
 from auxjax.solvers import dense
-from auxjax.training.weight_learning import _has_convolution, make_rounds
+from auxjax.training.weight_learning import make_rounds
 
 TASKS = ("far", "near")  # sorted by name, as everywhere
 FOLDS, COUNT, DIM = 3, 12, 3
@@ -166,11 +165,6 @@ def test_loops_on_the_host_and_in_the_program_agree():
 def test_fold_after_fold_is_for_a_loop_on_the_host_and_chosen_where_there_are_convolutions():
     with pytest.raises(ValueError, match=r"together=False, loop='scan'\): expected loop='host'"):
         rounds_of(together=False)
-    network = ConvNet(heads={"y": 1}, channels=(2,))
-    images = jnp.zeros((1, 4, 4, 1), jnp.float32)
-    params = network.init(jax.random.key(0), images)["params"]
-    assert _has_convolution(lambda x: jax.jit(lambda x: network.apply({"params": params}, x).heads["y"])(x), images)
-    assert not _has_convolution(jnp.sin, images)
 
 
 def test_a_saved_state_resumes_to_the_bit():
