@@ -46,12 +46,14 @@ class WeightState(NamedTuple):
       key: the key of the whole; round r uses `fold_in(key, r)`.
       logits: `[K]`, phi.
       squares: scalar, S, the sum of the signals' mean squares so far.
+      networks: with `restart=False` the networks' training states, stacked `[F, ...]`, otherwise `None`.
     """
 
     round: jax.Array
     key: Key
     logits: jax.Array
     squares: jax.Array
+    networks: Any = None
 
 
 class RoundInfo(NamedTuple):
@@ -102,6 +104,8 @@ def make_rounds(
     hypergradient: Estimator | None = None,
     rate: float = 2.0,
     total: float | None = None,
+    simplex: bool = True,
+    restart: bool = True,
     loop: str | None = None,
     together: bool | None = None,
 ) -> Rounds:
@@ -124,6 +128,10 @@ def make_rounds(
       rate: of the first step of phi; later ones are shorter.
       total: the sum of the weights, K by default. More where few labels of the primary task stand against tasks that
         teach much.
+      simplex: `False` for weights that do not share a sum, `w_k = total / K exp(phi_k)`, and a signal whose mean over
+        the tasks stays in. For comparison: useless tasks keep weights that add up (docs/results/known_worth.md).
+      restart: `False` for networks that train on from round to round, and a state that holds them. For comparison: once
+        the labels are memorised the signal is lost.
       loop: how updates repeat, as for `make_step`. With "scan" a round is one program, which `vmap` takes.
       together: whether the folds are one vmapped program, or one after the other with a program for one of them, which
         a loop on the host can do. `None` takes the second way for convolutions on a CPU, where XLA runs those whose
@@ -148,6 +156,7 @@ def make_rounds(
     checks.number(where, above=0, rate=rate)
     if total is not None:
         checks.number(where, above=0, total=total)
+    checks.one_of(where, (True, False), simplex=simplex, restart=restart)
     checks.one_of(where, ("scan", "host", None), loop=loop)
     if not measure_at or list(measure_at) != sorted(set(measure_at)) or not 0 < measure_at[0] <= measure_at[-1] <= 1:
         raise ValueError(f"{where}(measure_at={measure_at}): expected shares of a round, ascending, above 0, up to 1.")
@@ -174,7 +183,9 @@ def make_rounds(
         return evaluation.auxiliary_or_raise(where, context, jax.eval_shape(losses_of, data))
 
     def weights_of(state: WeightState) -> jax.Array:
-        return (state.logits.shape[0] if total is None else total) * jax.nn.softmax(state.logits)
+        count = state.logits.shape[0]
+        shares = jax.nn.softmax(state.logits) if simplex else jnp.exp(state.logits) / count
+        return (count if total is None else total) * shares
 
     def init(key, data) -> WeightState:
         checks.key(where, key)
@@ -184,9 +195,10 @@ def make_rounds(
                 f"{where} weighs auxiliary tasks against each other: expected at least two, got {names}. For one task "
                 "compare a few values, as methods 'grid_search' and 'fixed_weights' do."
             )
-        return WeightState(jnp.int32(0), key, jnp.zeros(len(names)), jnp.zeros(()))
+        state = WeightState(jnp.int32(0), key, jnp.zeros(len(names)), jnp.zeros(()))
+        return state if restart else state._replace(networks=jax.vmap(fresh, (0, None, None))(numbers, state, data))
 
-    def start(fold, state: WeightState, data) -> TrainState:
+    def fresh(fold, state: WeightState, data) -> TrainState:
         """A fresh network, with the weights in the place of the method's state."""
         names = tasks(data)
         weights = dict(zip(names, weights_of(state), strict=True))
@@ -194,7 +206,17 @@ def make_rounds(
         key_params, key_run = jax.random.split(key)
         params, model_state = init_params(key_params)
         made = updates_of(fold, names).init(key_run, params, data, model_state)
-        return made._replace(method=jax.tree.map(lambda new, old: new.astype(old.dtype), weights, made.method))
+        return weighted(made, weights)
+
+    def start(fold, state: WeightState, data) -> TrainState:
+        """The network of a fold at the beginning of a round."""
+        if restart:
+            return fresh(fold, state, data)
+        network = jax.tree.map(lambda leaf: leaf[fold], state.networks)
+        return weighted(network, dict(zip(tasks(data), weights_of(state), strict=True)))
+
+    def weighted(network: TrainState, weights) -> TrainState:
+        return network._replace(method=jax.tree.map(lambda new, old: new.astype(old.dtype), weights, network.method))
 
     def train(fold, network: TrainState, data) -> TrainState:
         return updates_of(fold, list(network.method)).inner(network, data, 0)[0]
@@ -229,13 +251,13 @@ def make_rounds(
         train_loss = _primary(model, out_of(network.params, inner))
         return signal, info.outer_loss, train_loss, info.relative_residual
 
-    def conclude(state: WeightState, measured) -> tuple[WeightState, RoundInfo]:
+    def conclude(state: WeightState, networks, measured) -> tuple[WeightState, RoundInfo]:
         signal, held_out, trained, residual = measured
         mean = jnp.mean(signal, axis=(0, 1))
-        mean = mean - jnp.mean(mean)
+        mean = mean - jnp.mean(mean) if simplex else mean
         squares = state.squares + jnp.mean(jnp.square(mean))
         step = rate * mean / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
-        new = WeightState(state.round + 1, state.key, state.logits - step, squares)
+        new = WeightState(state.round + 1, state.key, state.logits - step, squares, None if restart else networks)
         return new, RoundInfo(weights_of(new), signal, held_out, trained, residual)
 
     waits = [time - before for before, time in zip([0, *times], times, strict=False)]
@@ -247,7 +269,7 @@ def make_rounds(
             networks = jax.lax.fori_loop(0, wait, lambda _, networks: train(numbers, networks, data), networks)
             return networks, measure(numbers, networks, data)
 
-        return conclude(state, jax.lax.scan(wait_and_measure, start(numbers, state, data), jnp.array(waits))[1])
+        return conclude(state, *jax.lax.scan(wait_and_measure, start(numbers, state, data), jnp.array(waits)))
 
     def on_the_host(state: WeightState, data) -> tuple[WeightState, RoundInfo]:
         program = jax.make_jaxpr(losses_of)(data).jaxpr
@@ -260,8 +282,11 @@ def make_rounds(
             for _ in range(wait):
                 networks = [train(*pair, data) for pair in zip(copies, networks, strict=True)]
             found = [measure(*pair, data) for pair in zip(copies, networks, strict=True)]
-            measured.append(jax.tree.map(lambda *parts: jnp.stack(parts), *found) if alone else found[0])
-        return compiled_conclude(state, jax.tree.map(lambda *parts: jnp.stack(parts), *measured))
+            measured.append(stacked(found) if alone else found[0])
+        return compiled_conclude(state, stacked(networks) if alone else networks[0], stacked(measured))
+
+    def stacked(parts: list):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
 
     # Over folds, networks and data.
     side_by_side = jax.vmap(start, (0, None, None)), jax.vmap(train, (0, 0, None)), jax.vmap(measure, (0, 0, None))

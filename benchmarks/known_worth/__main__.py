@@ -53,6 +53,8 @@ ABLATION: dict[str, dict] = {
     "cross_fit, MINRES": {"estimator": "minres"},
     "cross_fit, two folds": {"folds": 2},
     "cross_fit, one round": {"rounds": 1},
+    "cross_fit, no restarts": {"restart": False},
+    "cross_fit, no simplex": {"simplex": False},
     "cross_fit, early moments too": {"measure_at": (0.5, 0.75, 1.0)},
 }
 # The same on images: rounds and rates of several lengths, none of which is right yet.
@@ -190,6 +192,21 @@ def run_method(book: Book, bench: Bench, variant: str, method: str, seeds: list[
     book.add(variant, f"{method}+keep", seeds, refit(bench, variant, seeds, chosen, steps), chosen, **more)
 
 
+def run_times(book: Book, bench: Bench, variant: str, method: str, seeds: list[int], steps: int, factor: float) -> None:
+    """A refit with a method's weights, all auxiliary tasks' times a factor."""
+    name = f"{method}+refit, times {factor:g}"
+    if not book.has(variant, name, seeds):
+        (row,) = (
+            row
+            for row in book.rows
+            if (row["variant"], row["name"], row["seeds"]) == (variant, f"{method}+refit", seeds)
+        )
+        weights = {
+            task: np.array(values) * (1 if task == "class" else factor) for task, values in row["weights"].items()
+        }
+        book.add(variant, name, seeds, refit(bench, variant, seeds, weights, steps), weights)
+
+
 def main(argv=None) -> int:
     """Runs the command line."""
     parser = cli.bare_parser("python -m benchmarks.known_worth", __doc__)
@@ -202,6 +219,9 @@ def main(argv=None) -> int:
         "retraining for leaving tasks out"
     )
     parser.add_argument("--methods", default=",".join(METHODS), metavar="M,M,...", help=about)
+    parser.add_argument(
+        "--times", default="", metavar="F,F,...", help="factors: refit with the learned weights times each"
+    )
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="how many seeds (default 10)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="the first of them (default 0)")
     about = f"default: those of the table, all but {', '.join(RARE)}"
@@ -218,6 +238,10 @@ def main(argv=None) -> int:
                 parser.error(f"{one!r}: expected one of {', '.join(there)}")
     if options.config != "known_worth" and set(wanted) & set(RETRAINING):
         parser.error(f"--config {options.config}: leaving tasks out is for digits, whose networks train side by side")
+    try:
+        factors = [float(factor) for factor in options.times.split(",") if factor]
+    except ValueError:
+        parser.error(f"--times {options.times}: expected numbers, such as 0.3,3")
     seeds = list(range(options.first_seed, options.first_seed + options.seeds))
     bench, book = Bench(options.config, options.data_dir), Book(options.out)
     known = controls(options.config)
@@ -232,6 +256,8 @@ def main(argv=None) -> int:
     for method in wanted:
         for variant in variants:
             run_method(book, bench, variant, method, seeds, options.steps)
+            for factor in factors:
+                run_times(book, bench, variant, method, seeds, options.steps, factor)
     report.write(book.rows, options.out)
     return 0
 

@@ -39,6 +39,11 @@ def check(label: Label) -> None:
     rounds = options.pop("rounds")
     if rounds < 1:
         raise ValueError(f"method {text_of(label)!r}: expected rounds >= 1.")
+    if not options.get("restart", True):
+        raise ValueError(
+            f"method {text_of(label)!r}: expected restart=true; a run's folder keeps no networks between rounds. "
+            "auxjax.make_rounds(restart=False) does."
+        )
     unused = dict.fromkeys(("init_params", "draw_inner", "draw_held_out"), check)
     make_rounds(TaskModel(losses=check, primary=""), optax.identity(), **unused, **options)
 

@@ -58,7 +58,7 @@ UPDATES, RATE = 400, 0.2
 
 
 @functools.cache
-def rounds_of(loop="scan", **options):
+def rounds_of(loop="scan", updates=UPDATES, **options):
     """Rounds long enough to end at the minimum; tests share their compiled program."""
     return make_rounds(
         MODEL,
@@ -67,7 +67,7 @@ def rounds_of(loop="scan", **options):
         draw_inner=draw_inner,
         draw_held_out=draw_held_out,
         folds=FOLDS,
-        updates=UPDATES,
+        updates=updates,
         hypergradient=implicit(dense()),
         loop=loop,
         **options,
@@ -323,3 +323,32 @@ def test_the_sum_of_the_weights_is_the_total():
     plain = rounds_of()
     other = plain.round(plain.init(jax.random.key(3), data), data)[1]
     assert not np.allclose(info.signal, other.signal)  # the networks train with these weights
+
+
+def test_without_a_simplex_the_weights_are_free_and_the_mean_of_the_signal_stays():
+    data = make_data()
+    rounds = rounds_of(simplex=False, rate=0.5)
+    state, info = rounds.round(rounds.init(jax.random.key(3), data), data)
+    mean = np.asarray(info.signal).mean(axis=(0, 1))
+    logits = -0.5 * mean / np.sqrt(np.mean(mean**2))
+    np.testing.assert_allclose(state.logits, logits, rtol=1e-12)
+    np.testing.assert_allclose(rounds.weights(state), np.exp(logits), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [{"loop": "scan"}, pytest.param({"loop": "host", "together": False}, marks=pytest.mark.slow)],
+)
+def test_without_restarts_networks_train_on_where_they_were(loop):
+    """Two rounds at a rate of next to 0 are one round of twice the length, measured half way and at the end."""
+    data = make_data()
+    short = rounds_of(restart=False, updates=50, measure_at=(1.0,), rate=1e-14, **loop)
+    state = short.init(jax.random.key(3), data)
+    state, first = short.round(state, data)
+    assert state.networks.step.tolist() == [50] * FOLDS
+    state, second = short.round(state, data)
+    assert state.networks.step.tolist() == [100] * FOLDS
+    long = rounds_of(updates=100, measure_at=(0.5, 1.0))
+    whole = long.round(long.init(jax.random.key(3), data), data)[1]
+    np.testing.assert_allclose([first.signal[0], second.signal[0]], whole.signal, rtol=1e-9)
+    assert rounds_of().init(jax.random.key(3), data).networks is None

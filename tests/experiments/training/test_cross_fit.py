@@ -41,7 +41,14 @@ def test_labels_that_cannot_be_are_named(text, piece):
         labels.parse(text)
 
 
-@pytest.mark.parametrize(("text", "piece"), [("cross_fit:folds=1", "folds=1"), ("cross_fit:rounds=0", "rounds >= 1")])
+@pytest.mark.parametrize(
+    ("text", "piece"),
+    [
+        ("cross_fit:folds=1", "folds=1"),
+        ("cross_fit:rounds=0", "rounds >= 1"),
+        ("cross_fit:restart=false", "restart=true; a run's folder keeps no networks"),
+    ],
+)
 def test_options_that_cannot_be_are_named_before_any_data_are_read(text, piece):
     with pytest.raises(ValueError, match=piece):
         cross_fit.check(labels.parse(text))
