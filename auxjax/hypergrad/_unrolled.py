@@ -65,7 +65,8 @@ def unrolled(
       batches: `"same"`: every step sees `inner_batch`. `"stacked"`: the leaves of `inner_batch` have a leading axis of
         `num_steps`, and step t sees entry t.
       unroll: steps per loop iteration, as in `jax.lax.scan`. `None` unrolls few steps completely on the CPU, where
-        convolutions inside loops are many times slower, and loops elsewhere; 1 needs the least memory.
+        convolutions inside loops are many times slower unless `make_step` compiles the program, and loops elsewhere; 1
+        needs the least memory.
       rtol: relative residual up to which `converged` is True.
       products: "forward", or "reverse" for losses with `jax.custom_vjp` operations, see `BilevelProblem`: a step
         backwards is then a reverse pass of the inner gradient. Only with `mode="reverse"`. `None` for what the problem

@@ -103,7 +103,7 @@ def amortise(
       prepare: `(matvec, b, previous, key) -> prepared`, a pytree of arrays, where `previous` is what it made last or
         `None`: `power_iteration()`, or `nystrom_preparation(rank, damping=)`. The matrix is that of the current step.
       every: outer steps between two calls of `prepare`. With more than 1 the call is behind a `lax.cond`, in which
-        convolutions are slow on the CPU.
+        convolutions are slow on a CPU unless `make_step` compiles the program.
       curvature: as in `implicit`.
       warm_start: `"extrapolate"`: start from the last solution and its last change once more, which is near the next
         one where meta moves smoothly, as momentum makes it. `"project"`: from the combination of the last `history`

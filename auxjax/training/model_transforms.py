@@ -42,7 +42,8 @@ def mixed_precision(model: TaskModel, dtype=jnp.bfloat16) -> TaskModel:
       dtype: a floating dtype.
 
     Returns:
-      A `TaskModel`. Cost: a copy of the params in `dtype` per evaluation; activations take half the memory.
+      A `TaskModel`, without `outputs` and `output_losses`: hypergradients take the curvature of models that do not give
+      them. Cost: a copy of the params in `dtype` per evaluation; activations take half the memory.
 
     Raises:
       TypeError: a dtype that is not floating.
@@ -99,7 +100,8 @@ def accumulate(model: TaskModel, num_parts: int, *, unroll: bool = False) -> Tas
         program is `make_step`'s, which brings such loops into a form that is not.
 
     Returns:
-      A `TaskModel`.
+      A `TaskModel`, without `outputs` and `output_losses`: hypergradients take the curvature of models that do not give
+      them.
 
     Raises:
       TypeError: not a whole number of parts.
